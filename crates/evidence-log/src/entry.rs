@@ -312,24 +312,22 @@ impl Entry {
     }
 }
 
-/// Returns the end of the last [`Entry::in_queue`] range among the first `size` entries, if there
-/// is one. `bundle` returns the entries of a bundle by its index.
+/// Returns the end of the last [`Entry::in_queue`] range among the first `tiled` entries and those
+/// `behind` them, if there is one. `bundle` returns the entries of a bundle by its index.
 pub fn end_in_queue<E>(
-    size: u64,
+    tiled: u64,
+    behind: &[Vec<u8>],
     bundle: impl Fn(u64) -> Result<Vec<Vec<u8>>, E>,
 ) -> Result<Option<u64>, E> {
-    for index in (0..size.div_ceil(WIDTH)).rev() {
-        let end = last_end(&bundle(index)?);
+    let end_of = |entry: &Vec<u8>| Some(Entry::parse(entry).ok()?.in_queue()?.end);
+    let mut end = behind.iter().rev().find_map(end_of);
+    for index in (0..tiled.div_ceil(WIDTH)).rev() {
         if end.is_some() {
-            return Ok(end);
+            break;
         }
+        end = bundle(index)?.iter().rev().find_map(end_of);
     }
-    Ok(None)
-}
-
-/// Returns the end of the last [`Entry::in_queue`] range among these entries, if there is one.
-pub fn last_end(entries: &[Vec<u8>]) -> Option<u64> {
-    entries.iter().rev().find_map(|entry| Some(Entry::parse(entry).ok()?.in_queue()?.end))
+    Ok(end)
 }
 
 #[cfg(test)]

@@ -388,10 +388,7 @@ impl<'a> Log<'a> {
     ///
     /// A bundle is missing or can't be read.
     pub fn end_in_queue(&self) -> Result<Option<u64>, ReadError> {
-        match entry::last_end(&self.behind) {
-            None => entry::end_in_queue(self.tiled(), |index| self.bundle(index)),
-            end => Ok(end),
-        }
+        entry::end_in_queue(self.tiled(), &self.behind, |index| self.bundle(index))
     }
 
     fn bundle(&self, index: u64) -> Result<Vec<Vec<u8>>, ReadError> {

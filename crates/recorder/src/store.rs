@@ -17,7 +17,7 @@ use std::io;
 use std::sync::Arc;
 
 use base::disk::{Access, Disk, named, replace};
-use evidence_log::entry::{Alarm, Entry, end_in_queue, last_end, now};
+use evidence_log::entry::{Alarm, Entry, end_in_queue, now};
 use evidence_log::head::{HEAD_BYTES_MAX, HeadFile, Sizes};
 use evidence_log::layout::{
     DIRECTORY, Files, HEAD, JOURNAL, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path,
@@ -390,10 +390,7 @@ impl Store {
     /// the entries. `None` if no entry is about such an event.
     pub(super) fn last_accepted(&self) -> io::Result<Option<u64>> {
         let size = self.tiled.size;
-        match last_end(&self.pending.entries) {
-            None => end_in_queue(size, |index| entries_of(&*self.disk, index, size)),
-            end => Ok(end),
-        }
+        end_in_queue(size, &self.pending.entries, |index| entries_of(&*self.disk, index, size))
     }
 
     /// Returns `true` if no more events may be recorded until a commit has written tiles.
