@@ -4,7 +4,8 @@
 #
 # On GitHub a page may link to any file of the repository, and a folder shows its README.md. A book
 # holds only the pages, and a folder shows its index.md. Both are changed here, in a copy of docs/
-# below target/: links that leave docs/ become links to GitHub, and README.md becomes index.md.
+# below target/: links that leave docs/ become links to GitHub, and README.md becomes index.md. The
+# page of the commands gets the help of each, if cargo has built the program.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,6 +24,18 @@ cp -r docs "$copy/docs"
 sed '/^edit-url-template/d' book.toml >"$copy/book.toml"
 find "$copy/docs" -maxdepth 1 -name '*.md' -exec sed -i "s#](\.\./#]($repository/#g" {} +
 find "$copy/docs" -mindepth 2 -name '*.md' -exec sed -i "s#](\.\./\.\./#]($repository/#g" {} +
+commands=$copy/docs/reference/commands.md
+program=$target/debug/kube-audit-forwarder
+if [ -x "$program" ]; then
+  mapfile -t names < <(sed -n "s/^| \`\([^\`]*\)\` | .*/\1/p" "$commands")
+  for name in "${names[@]}"; do
+    read -ra words <<<"$name"
+    help=$(KUBE_AUDIT_FORWARDER_CONFIG="" "$program" "${words[@]}" --help)
+    printf '\n## %s\n\n~~~text\n%s\n~~~\n' "$name" "$help" >>"$commands"
+  done
+else
+  echo "docs/build.sh: there is no $program, so the book has no help of the commands" >&2
+fi
 for page in "$copy"/docs/*/README.md; do mv "$page" "${page%README.md}index.md"; done
 find "$copy/docs" -name '*.md' -exec sed -i "s#](\([a-z./-]*\)README\.md#](\1index.md#g" {} +
 mdbook build "$copy" --dest-dir "$(realpath "$target")/book"

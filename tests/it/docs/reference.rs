@@ -133,14 +133,12 @@ const COMMANDS_HEAD: &str = "\
 <!-- Generated from the declarations of the commands; do not edit. To write this page again:
 KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->
 
-This page has the help of every command, as `--help` prints it, except of those that only group
-others, such as `queue`. The options of a connection to a relay are under
-[healthcheck](#kube-audit-forwarder-healthcheck) alone.
-";
+`kube-audit-forwarder COMMAND --help` prints a command's options and examples. `man` prints them all
+as a man page, and the book that `docs/build.sh` builds has them below this list.
 
-/// Options that each command has that asks a relay. The page describes them once.
-const OF_A_CONNECTION: [&str; 4] =
-    ["--token-file <FILE> ", "--ca <FILE> ", "--certificate <FILE> ", "--private-key <FILE> "];
+| command | what it does |
+|---|---|
+";
 
 /// Returns the names below `Commands:` in a help text, except `help`.
 pub(crate) fn subcommands(help: &str) -> Vec<String> {
@@ -151,30 +149,27 @@ pub(crate) fn subcommands(help: &str) -> Vec<String> {
     names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
-/// Adds a section for the command with this path, or for each of its subcommands.
-fn add_command(page: &mut String, path: &[&str]) {
+/// Returns the help of each command that does something itself, with its name, such as
+/// `queue inspect`. The first is that of the program, with an empty name.
+pub(crate) fn helps() -> Vec<(String, String)> {
+    let mut helps = Vec::new();
+    add_helps(&mut helps, &[]);
+    helps
+}
+
+/// Adds the help of the command with this path, or those of its subcommands.
+fn add_helps(helps: &mut Vec<(String, String)>, path: &[&str]) {
     // The help shows the value of this variable.
     let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", "")];
     let help = printed(&[path, &["--help"]].concat(), &variables);
-    let name = [&["kube-audit-forwarder"], path].concat().join(" ");
-    assert!(help.contains("\nExamples:\n"), "{name} has no row in src/cli/examples.rs");
+    let name = path.join(" ");
+    assert!(help.contains("\nExamples:\n"), "{name} has no row in src/cli/examples.txt");
     let subcommands = subcommands(&help);
     if path.is_empty() || subcommands.is_empty() {
-        let mut help_lines: Vec<_> = help.trim_end().lines().map(str::trim_end).collect();
-        let is_shared =
-            |line: &str| OF_A_CONNECTION.iter().any(|it| line.trim_start().starts_with(it));
-        let first = help_lines.iter().position(|line| is_shared(line));
-        if let Some(first) = first.filter(|_| path != ["healthcheck"]) {
-            help_lines.retain(|line| !is_shared(line));
-            help_lines.insert(
-                first,
-                "      --token-file, --ca, --certificate, --private-key: see healthcheck",
-            );
-        }
-        write!(page, "\n## `{name}`\n\n```text\n{}\n```\n", help_lines.join("\n")).unwrap();
+        helps.push((name, help));
     }
     for subcommand in subcommands {
-        add_command(page, &[path, &[&subcommand]].concat());
+        add_helps(helps, &[path, &[&subcommand]].concat());
     }
 }
 
@@ -214,12 +209,16 @@ fn the_page_about_monitoring_has_each_alert_with_its_severity_and_summary() {
     assert_part("docs/operating/monitoring.md", &table);
 }
 
+/// Method: the page has the first paragraph of each help, and `docs/build.sh` adds the rest.
 #[test]
-fn the_page_of_commands_has_the_help_that_the_program_prints() {
+fn the_page_of_commands_lists_each_command_with_what_it_does() {
     let mut page = COMMANDS_HEAD.to_owned();
-    add_command(&mut page, &[]);
+    for (name, help) in helps().iter().filter(|(name, _)| !name.is_empty()) {
+        let about = help.split("\n\n").next().unwrap_or_default().replace('\n', " ");
+        writeln!(page, "| `{name}` | {} |", about.trim()).unwrap();
+    }
     for command in ["check", "replay", "queue inspect"] {
-        assert!(page.contains(&format!("\n## `kube-audit-forwarder {command}`\n")), "{page}");
+        assert!(page.contains(&format!("\n| `{command}` | ")), "{page}");
     }
     assert_file("docs/reference/commands.md", &page);
 }

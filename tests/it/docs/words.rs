@@ -2,6 +2,7 @@
 //! metrics and the texts of the program must use plainer ones.
 
 use super::pages::{Page, pages};
+use super::reference::helps;
 
 use crate::support::files;
 use crate::support::prelude::*;
@@ -104,16 +105,6 @@ fn refused(text: &str) -> Vec<(String, &'static str)> {
         found.map(|found| (found.join(" "), *better))
     });
     phrases.collect()
-}
-
-/// Returns the texts of a page: its prose and, on the page with the help, what the program prints.
-fn texts_of_page(page: &Page) -> Vec<(usize, String)> {
-    let mut texts = page.paragraphs();
-    if page.path == "docs/reference/commands.md" {
-        let lines = page.text.lines().enumerate();
-        texts.extend(lines.map(|(index, line)| (index + 1, line.to_owned())));
-    }
-    texts
 }
 
 /// Returns the strings of a source, without those of its tests, each with the line on which it
@@ -221,7 +212,17 @@ fn the_pages_have_none_of_the_refused_words() {
     };
     let pages: Vec<Page> = pages().into_iter().chain(others).filter(is_read).collect();
     let lines: Vec<String> =
-        pages.iter().flat_map(|page| report(&page.path, &texts_of_page(page))).collect();
+        pages.iter().flat_map(|page| report(&page.path, &page.paragraphs())).collect();
+    assert!(lines.is_empty(), "{} phrases:\n{}", lines.len(), lines.join("\n"));
+}
+
+#[test]
+fn the_help_of_the_commands_has_none_of_the_refused_words() {
+    let helps = helps().into_iter().map(|(name, help)| {
+        let lines = help.lines().enumerate().map(|(index, line)| (index + 1, line.to_owned()));
+        (format!("help of {name}"), lines.collect::<Vec<_>>())
+    });
+    let lines: Vec<String> = helps.flat_map(|(name, texts)| report(&name, &texts)).collect();
     assert!(lines.is_empty(), "{} phrases:\n{}", lines.len(), lines.join("\n"));
 }
 
@@ -244,7 +245,7 @@ fn each_allowed_phrase_is_there() {
     for (path, phrase, reason) in ALLOWED {
         let text = std::fs::read_to_string(repository().join(path)).unwrap();
         let texts = match path.ends_with(".md") {
-            true => texts_of_page(&Page { path: path.to_owned(), text }),
+            true => Page { path: path.to_owned(), text }.paragraphs(),
             false => strings(&text),
         };
         let is_there = texts.iter().any(|(_, text)| refused(text).iter().any(|it| it.0 == phrase));
