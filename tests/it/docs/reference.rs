@@ -8,7 +8,7 @@
 
 use std::fmt::Write as _;
 
-use crate::support::generated::{assert_file, assert_part};
+use crate::support::generated::{assert_file, assert_part, wrapped};
 use crate::support::prelude::*;
 use crate::support::rules::values;
 
@@ -38,8 +38,16 @@ contain `${env:NAME}`, `${env:NAME:-default}` or `${file:PATH}`; `$${` is a lite
 
 A key that is **required** must be set. If the *default* column contains words instead of a value,
 the key has no default, and the words say how the relay behaves without it. The *types* column lists
-the output types that accept the key; if it is empty, all types do.
+the output types that accept the key; if it is empty, all types do. *HTTP* stands for `http`,
+`splunk_hec`, `elasticsearch`, `ibm_cloud_logs`, `s3`, `loki` and `otlp`, and *streams* for `tcp`,
+`syslog`, `lumberjack` and `relp`.
 ";
+
+/// Types that the column *types* names together: the word, and the types.
+const GROUPS: [(&str, &[&str]); 2] = [
+    ("HTTP", &["http", "splunk_hec", "elasticsearch", "ibm_cloud_logs", "s3", "loki", "otlp"]),
+    ("streams", &["tcp", "syslog", "lumberjack", "relp"]),
+];
 
 /// One row of the table that `config --reference` prints.
 struct Row {
@@ -84,47 +92,113 @@ fn rows() -> Vec<Row> {
     printed(&["config", "--reference"], &[]).lines().skip(2).map(row).collect()
 }
 
+/// Returns the cell of the column *types*. A group stands for its types if at most one is missing.
+fn types_cell(types: &str) -> String {
+    let mut rest: Vec<&str> = types.split(", ").filter(|it| !it.is_empty()).collect();
+    let mut cell = Vec::new();
+    for (word, group) in GROUPS {
+        let missing: Vec<&str> = group.iter().copied().filter(|it| !rest.contains(it)).collect();
+        match missing[..] {
+            [] => cell.push(word.to_owned()),
+            [one] => cell.push(format!("{word} except {one}")),
+            _ => continue,
+        }
+        rest.retain(|it| !group.contains(it));
+    }
+    cell.extend(rest.into_iter().map(str::to_owned));
+    cell.join(", ")
+}
+
+/// Returns the row of this key in a section, if it says the same except for the default.
+fn same<'r>(rows: &'r [Row], section: &str, row: &Row) -> Option<&'r Row> {
+    let mut of_section = rows.iter().filter(|it| it.section == section && it.key == row.key);
+    of_section.find(|it| it.kind == row.kind && it.meaning == row.meaning)
+}
+
+/// Returns the section before this one that describes most of its keys: `filter` for
+/// `output.filter`, `listener.tls` for `admin.tls`.
+fn twin<'r>(rows: &'r [Row], section: &str) -> Option<&'r str> {
+    let (_, tail) = section.split_once('.')?;
+    let own: Vec<&Row> = rows.iter().filter(|row| row.section == section).collect();
+    let earlier = rows.iter().map(|row| row.section.as_str()).take_while(|it| *it != section);
+    let is_like = |it: &&str| *it == tail || it.split_once('.').is_some_and(|it| it.1 == tail);
+    let described = |it: &&str| own.iter().filter(|row| same(rows, it, row).is_some()).count();
+    earlier.filter(is_like).max_by_key(described).filter(|it| described(it) > 0)
+}
+
 fn config_page() -> String {
     let rows = rows();
     let mut page = CONFIG_HEAD.to_owned();
-    let mut section = None;
-    for Row { section: own, key, types, kind, default, meaning } in &rows {
-        let has_types = own == "output" || own.starts_with("output.");
-        if section != Some(own) {
-            let heading = heading(own, &rows);
-            let types = if has_types { [" types |", "---|"] } else { ["", ""] };
-            let [name, line] = types;
-            write!(page, "\n{heading}\n\n| key |{name} kind | default | meaning |\n").unwrap();
-            writeln!(page, "|---|{line}---|---|---|").unwrap();
-            section = Some(own);
+    for of_section in rows.chunk_by(|one, next| one.section == next.section) {
+        let section = &of_section[0].section;
+        write!(page, "\n{}\n", heading(section, &rows)).unwrap();
+        let mut left: Vec<(&Row, String)> =
+            of_section.iter().map(|row| (row, row.meaning.clone())).collect();
+        if section == "output" {
+            left.retain(|(row, _)| row.types.is_empty() || row.types.contains(", "));
         }
-        let types = if has_types { format!(" {types} |") } else { String::new() };
-        writeln!(page, "| `{key}` |{types} {kind} | {default} | {meaning} |").unwrap();
+        if let Some(twin) = twin(&rows, section) {
+            let link = heading(twin, &rows);
+            let name = link.trim_start_matches('#').trim();
+            let link = format!("[{name}](#{})", twin.replace('.', ""));
+            let mut keys = Vec::new();
+            left.retain_mut(|(row, meaning)| match same(&rows, twin, row) {
+                Some(it) if it.default == row.default => {
+                    keys.push(format!("`{}`", row.key));
+                    false
+                }
+                Some(_) => {
+                    *meaning = format!("as in {name}");
+                    true
+                }
+                None => true,
+            });
+            let keys = keys.join(", ");
+            page += &wrapped(&format!("\nAs in {link}: {keys}."), "");
+        }
+        let has_types = section == "output" || section.starts_with("output.");
+        if !left.is_empty() {
+            let [name, line] = if has_types { [" types |", "---|"] } else { ["", ""] };
+            write!(page, "\n| key |{name} kind | default | meaning |\n").unwrap();
+            writeln!(page, "|---|{line}---|---|---|").unwrap();
+        }
+        for (Row { key, types, kind, default, .. }, meaning) in left {
+            let types = if has_types { format!(" {} |", types_cell(types)) } else { String::new() };
+            writeln!(page, "| `{key}` |{types} {kind} | {default} | {meaning} |").unwrap();
+        }
+        if section == "output" {
+            page += OF_ONE_TYPE;
+        }
     }
     page
 }
 
-/// Returns the table of this output type's keys. A key that at least three types have, all with the
-/// same default, is only named: the page of the config describes it.
+const OF_ONE_TYPE: &str = "
+A key that only one type has is on [the page of the type](../destinations/choose.md).
+";
+
+/// Returns the table of the keys that only this output type has, and the names of those that the
+/// page of the config describes.
 fn keys_of(rows: &[Row], of: &str) -> String {
-    let mut keys = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
+    let mut keys = String::new();
     let mut shared = Vec::new();
-    let of_outputs: Vec<&Row> = rows.iter().filter(|row| row.section == "output").collect();
-    for row in of_outputs.iter().filter(|row| row.types.split(", ").any(|it| it == of)) {
-        let Row { key, types, kind, default, meaning, .. } = row;
-        let has_other_default =
-            of_outputs.iter().any(|it| it.key == *key && it.default != *default);
-        if has_other_default || types.split(", ").count() < 3 {
+    let of_type = |row: &&Row| row.section == "output" && row.types.split(", ").any(|it| it == of);
+    for Row { key, types, kind, default, meaning, .. } in rows.iter().filter(of_type) {
+        if types == of {
             writeln!(keys, "| `{key}` | {kind} | {default} | {meaning} |").unwrap();
         } else {
             shared.push(format!("`{key}`"));
         }
     }
+    if !keys.is_empty() {
+        keys = format!("| key | kind | default | meaning |\n|---|---|---|---|\n{keys}\n");
+    }
     let shared = match shared.is_empty() {
         true => String::new(),
-        false => format!("; these are on the same page:\n{}", shared.join(", ")),
+        false => format!(", and {}", shared.join(", ")),
     };
-    keys + &format!("\n[Keys that all outputs have](../reference/config.md#output){shared}\n")
+    let link = "[Config](../reference/config.md#output) describes the keys that all outputs have";
+    keys + &wrapped(&format!("{link}{shared}."), "")
 }
 
 const COMMANDS_HEAD: &str = "\

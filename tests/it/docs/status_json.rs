@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::support::corpus::{lease_update, list_of};
-use crate::support::generated;
+use crate::support::generated::{self, wrapped};
 use crate::support::prelude::*;
 
 const PAGE: &str = "docs/reference/status-json.md";
@@ -160,7 +160,7 @@ fn generated(page: &str) -> String {
             for Field { name, meaning, .. } in types[name].iter().filter(has_row) {
                 text.push_str(&match is_table {
                     true => format!("| `{prefix}{name}` | {} |\n", meaning.replace('|', "\\|")),
-                    false => wrapped(&format!("- `{name}`: {meaning}")),
+                    false => wrapped(&format!("- `{name}`: {meaning}"), "  "),
                 });
             }
         }
@@ -171,20 +171,6 @@ fn generated(page: &str) -> String {
 
 /// The line below a generated table or list.
 const END: &str = "<!-- end of fields -->";
-
-/// Wraps an item of a list at 100 columns.
-fn wrapped(item: &str) -> String {
-    let mut lines = vec![String::new()];
-    for word in item.split(' ') {
-        let line = lines.last_mut().expect("one at least");
-        match line.chars().count() + 1 + word.chars().count() {
-            0..=100 if !line.is_empty() => line.push_str(&format!(" {word}")),
-            _ if line.is_empty() => line.push_str(word),
-            _ => lines.push(format!("  {word}")),
-        }
-    }
-    lines.join("\n") + "\n"
-}
 
 #[test]
 fn the_page_of_the_status_is_generated_from_its_types() {

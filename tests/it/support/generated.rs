@@ -24,11 +24,9 @@ pub(crate) fn assert_file(path: &str, generated: &str) {
     result.unwrap_or_else(|difference| panic!("{difference}"));
 }
 
-/// The lines around the generated part of a page. The rest is written by hand.
-const PART: [&str; 2] = [
-    "<!-- Generated: KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->\n",
-    "<!-- The end of the generated part. -->\n",
-];
+/// The lines around the generated part of a page. The rest is written by hand. CONTRIBUTING.md says
+/// how to write the part again.
+const PART: [&str; 2] = ["<!-- Generated -->\n", "<!-- End -->\n"];
 
 /// Fails with a unified diff unless the generated part of the page `path` equals `generated`.
 #[track_caller]
@@ -38,6 +36,20 @@ pub(crate) fn assert_part(path: &str, generated: &str) {
     let (before, rest) = page.split_once(begin).expect("the page has a generated part");
     let (_, after) = rest.split_once(end).expect("the generated part has an end");
     assert_file(path, &format!("{before}{begin}\n{generated}\n{end}{after}"));
+}
+
+/// Wraps a paragraph at 100 columns. Each line after the first begins with `indent`.
+pub(crate) fn wrapped(text: &str, indent: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("one at least");
+        match line.chars().count() + 1 + word.chars().count() {
+            0..=100 if !line.is_empty() => line.push_str(&format!(" {word}")),
+            _ if line.is_empty() => line.push_str(word),
+            _ => lines.push(format!("{indent}{word}")),
+        }
+    }
+    lines.join("\n") + "\n"
 }
 
 fn is_blessed() -> bool {
