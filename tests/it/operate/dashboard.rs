@@ -186,12 +186,15 @@ fn declared() -> BTreeMap<String, Labels> {
     let mut metrics = BTreeMap::new();
     for section in page.split("\n### `").skip(1) {
         let (name, rest) = section.split_once('`').unwrap();
-        let mut labels = Labels::new();
+        let quoted = |text: &str| -> BTreeSet<String> {
+            text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        // The section begins with "*kind, unit, by `label`.*". An item lists a label's values.
+        let begin = rest.split('*').nth(1).unwrap();
+        let mut labels: Labels =
+            quoted(begin).into_iter().map(|label| (label, BTreeSet::new())).collect();
         for item in rest.split("\n- ").filter_map(|item| item.strip_prefix("Label ")) {
             let (names, values) = item.split_once(": ").unwrap();
-            let quoted = |text: &str| -> BTreeSet<String> {
-                text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-            };
             // "`listener.address` as the config has it" describes values and does not list them.
             let words = values.split('`').step_by(2).flat_map(str::chars);
             let has_words = words.into_iter().any(char::is_alphabetic);
