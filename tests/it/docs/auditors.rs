@@ -10,12 +10,7 @@ use super::pages::Page;
 use crate::support::prelude::*;
 
 /// The pages whose commands run, in this order.
-const PAGES: [&str; 4] = [
-    "docs/prove/verify.md",
-    "docs/prove/one-event.md",
-    "docs/prove/checkpoints.md",
-    "docs/prove/witnesses.md",
-];
+const PAGES: [&str; 2] = ["docs/prove/verify.md", "docs/prove/witnesses.md"];
 
 /// A relay whose output `archive` sends events and checkpoints.
 pub(super) struct Logged {

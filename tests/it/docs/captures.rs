@@ -16,14 +16,12 @@ use crate::support::generated::assert_file;
 use crate::support::prelude::*;
 use crate::support::setup::start;
 
-/// The pages about commands, and the command that each of them shows first.
-/// `tests/it/filter/policy_cost.rs` compares the captures of `policy`, and this file the others.
+/// The pages about commands, and the command that each of them shows first. This file compares
+/// their captures, and `tests/it/filter/policy_cost.rs` those of `policy`.
 /// `tests/it/docs/pages.rs` compares that of `check`, which is on `docs/start.md`, below its
 /// config.
-const CAPTURES: [(&str, &str); 10] = [
+const CAPTURES: [(&str, &str); 8] = [
     ("README.md", "demo"),
-    ("docs/filters/policy-advise.md", "policy advise"),
-    ("docs/filters/policy-cost.md", "policy cost"),
     ("docs/migrate-haproxy.md", "migrate haproxy"),
     ("docs/operating/doctor.md", "doctor"),
     ("docs/operating/queue-directory.md", "queue inspect"),

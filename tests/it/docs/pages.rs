@@ -326,7 +326,7 @@ fn what_the_pages_name_of_deploy_is_there() {
         assert!(repository().join(path).exists(), "{path}");
     }
     // deploy/test/manifests.py checks that the Services of deploy/base answer at these URLs.
-    let page = Page::read("docs/operating/webhook-by-hand.md");
+    let page = Page::read("docs/operating/webhook.md");
     for service in ["kube-audit-forwarder", "https:kube-audit-forwarder-https:https"] {
         let url = format!(
             "https://127.0.0.1:2040/api/v1/namespaces/ibm-kube-audit/services/{service}/proxy/post"

@@ -57,10 +57,9 @@ fn share_after(told: &Value) -> f64 {
     bytes(&told["policies"][0]["after"]) / bytes(&told["total"])
 }
 
-/// Returns the pages about both commands.
+/// Returns the page about both commands.
 fn page() -> String {
-    let read = |name| std::fs::read_to_string(repository().join("docs/filters").join(name));
-    ["policy-cost.md", "policy-advise.md"].map(|name| read(name).unwrap()).concat()
+    std::fs::read_to_string(repository().join("docs/filters/policy.md")).unwrap()
 }
 
 fn lines(events: &[Vec<u8>]) -> Vec<u8> {
