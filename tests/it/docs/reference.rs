@@ -1,6 +1,6 @@
 //! The pages `docs/reference/config.md` and `docs/reference/commands.md`, and parts of other pages,
-//! are generated from the program's output and from the alerting rules. After a change of a key, a
-//! command or an alert, generate them again:
+//! are generated from the program's output. After a change of a key or a command, generate them
+//! again:
 //!
 //! ```text
 //! KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs::
@@ -10,7 +10,6 @@ use std::fmt::Write as _;
 
 use crate::support::generated::{assert_file, assert_part, wrapped};
 use crate::support::prelude::*;
-use crate::support::rules::values;
 
 /// Returns what the program prints with these arguments and environment variables.
 fn printed(arguments: &[&str], variables: &[(&str, &str)]) -> String {
@@ -260,27 +259,6 @@ fn the_page_of_each_type_of_output_has_the_keys_of_the_type() {
     for of in types {
         assert_part(&format!("docs/destinations/{of}.md"), &keys_of(&rows, of));
     }
-}
-
-/// Method: critical alerts come first, then warnings, both in the order of the rules.
-#[test]
-fn the_page_about_monitoring_has_each_alert_with_its_severity_and_summary() {
-    let rules = std::fs::read_to_string(repository().join("deploy/monitoring/rules.yaml")).unwrap();
-    let [alerts, severities, summaries] =
-        ["alert:", "severity:", "summary:"].map(|key| values(&rules, key));
-    let mut table = "| alert | severity | meaning |\n|---|---|---|\n".to_owned();
-    for wanted in ["critical", "warning"] {
-        for ((alert, severity), summary) in alerts.iter().zip(&severities).zip(&summaries) {
-            if *severity != wanted {
-                continue;
-            }
-            let name = alert.trim_start_matches("KubeAuditForwarder");
-            let summary = summary.trim_end_matches('.');
-            let link = format!("[{name}](../runbooks/{alert}.md)");
-            writeln!(table, "| {link} | {severity} | {summary} |").unwrap();
-        }
-    }
-    assert_part("docs/operating/monitoring.md", &table);
 }
 
 /// Method: the page has the first paragraph of each help, and `docs/build.sh` adds the rest.

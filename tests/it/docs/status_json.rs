@@ -34,19 +34,26 @@ fn the_page_lists_each_kind_of_finding() {
 const HISTORY: &str = "/status/history";
 
 /// Returns the fields that the page lists, by section. For example, `outputs[]` lists the fields of
-/// an output, and the section "" those of the process.
+/// an output, and the section "" those of the process. A heading can name two objects.
 fn listed() -> BTreeMap<String, BTreeSet<String>> {
     let page = std::fs::read_to_string(repository().join(PAGE)).unwrap();
     let mut sections = BTreeMap::<String, BTreeSet<String>>::new();
-    let mut section = String::new();
+    let mut of_heading = vec![String::new()];
     for line in page.lines() {
         if let Some(heading) = line.strip_prefix("## ") {
-            section = heading.split('`').nth(1).unwrap_or_default().to_owned();
+            let names = heading.split(':').next().unwrap_or_default();
+            of_heading = names.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            if of_heading.is_empty() {
+                of_heading.push(String::new());
+            }
         }
         let cell = line.strip_prefix("| `").and_then(|row| row.split('|').next());
         for field in cell.into_iter().flat_map(|cell| cell.split(", ")) {
             let field = field.trim().trim_matches('`').to_owned();
-            assert!(sections.entry(section.clone()).or_default().insert(field), "{line} again");
+            for section in &of_heading {
+                let fields = sections.entry(section.clone()).or_default();
+                assert!(fields.insert(field.clone()), "{line} again");
+            }
         }
     }
     sections
@@ -115,6 +122,7 @@ fn types() -> BTreeMap<String, Vec<Field>> {
             {
                 let meaning = std::mem::take(&mut comment).join(" ").replace("`None`", "`null`");
                 let name_in_json = renamed.take().unwrap_or_else(|| field.to_owned());
+                let meaning = without_what_the_head_says(&meaning);
                 let kind = kind.trim_end_matches(',').to_owned();
                 let field = Field { name: name_in_json, kind, meaning };
                 types.entry(name.clone()).or_default().push(field);
@@ -124,6 +132,31 @@ fn types() -> BTreeMap<String, Vec<Field>> {
         }
     }
     types
+}
+
+/// Leaves out the unit of a span of time, and that `null` means that there is nothing to show. The
+/// head of the page says both.
+fn without_what_the_head_says(meaning: &str) -> String {
+    let mut meaning = meaning.to_owned();
+    for said in [
+        "; `null` if there was none since the start.",
+        "; `null` if there was none.",
+        "; `null` if there is none yet.",
+        "; `null` if there is none.",
+        "; `null` if there are none.",
+        "; `null` if none is planned.",
+        "; `null` if none did.",
+        "; `null` if there is no limit.",
+        "; `null` if nothing is wrong.",
+        "; `null` if it is not.",
+        "; `null` if it can.",
+        ", in seconds.",
+    ] {
+        if let Some(rest) = meaning.strip_suffix(said) {
+            meaning = format!("{rest}.");
+        }
+    }
+    meaning
 }
 
 /// Returns the page with new tables and lists. A comment on the page names the types of a table,
