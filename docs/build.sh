@@ -2,10 +2,9 @@
 # Builds the book of docs/ into target/book. Installs mdBook if it is missing (about 3 minutes of
 # CPU time). Fails if a page of docs/SUMMARY.md is missing.
 #
-# On GitHub a page may link to any file of the repository, and a folder shows its README.md. A book
-# holds only the pages, and a folder shows its index.md. Both are changed here, in a copy of docs/
-# below target/: links that leave docs/ become links to GitHub, and README.md becomes index.md. The
-# page of the commands gets the help of each, if cargo has built the program.
+# A book has only the pages, and a folder shows its index.md. So in a copy of docs/ below target/,
+# links that leave docs/ become links to GitHub, README.md becomes index.md, and the page of the
+# commands gets the help of each, if cargo has built the program.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

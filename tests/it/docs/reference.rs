@@ -6,6 +6,7 @@
 //! KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs::
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::support::generated::{assert_file, assert_part, wrapped};
@@ -161,8 +162,11 @@ fn config_page() -> String {
             write!(page, "\n| key |{name} kind | default | meaning |\n").unwrap();
             writeln!(page, "|---|{line}---|---|---|").unwrap();
         }
+        let mut said = BTreeSet::new();
         for (Row { key, types, kind, default, .. }, meaning) in left {
             let types = if has_types { format!(" {} |", types_cell(types)) } else { String::new() };
+            let is_said = !said.insert((key, meaning.clone()));
+            let meaning = if is_said { "as above".to_owned() } else { meaning };
             writeln!(page, "| `{key}` |{types} {kind} | {default} | {meaning} |").unwrap();
         }
         if section == "output" {
@@ -176,28 +180,17 @@ const OF_ONE_TYPE: &str = "
 A key that only one type has is on [the page of the type](../destinations/choose.md).
 ";
 
-/// Returns the table of the keys that only this output type has, and the names of those that the
-/// page of the config describes.
+/// Returns the table of the keys that only this output type has.
 fn keys_of(rows: &[Row], of: &str) -> String {
     let mut keys = String::new();
-    let mut shared = Vec::new();
-    let of_type = |row: &&Row| row.section == "output" && row.types.split(", ").any(|it| it == of);
-    for Row { key, types, kind, default, meaning, .. } in rows.iter().filter(of_type) {
-        if types == of {
-            writeln!(keys, "| `{key}` | {kind} | {default} | {meaning} |").unwrap();
-        } else {
-            shared.push(format!("`{key}`"));
-        }
+    for row in rows.iter().filter(|row| row.section == "output" && row.types == of) {
+        let Row { key, kind, default, meaning, .. } = row;
+        writeln!(keys, "| `{key}` | {kind} | {default} | {meaning} |").unwrap();
     }
     if !keys.is_empty() {
         keys = format!("| key | kind | default | meaning |\n|---|---|---|---|\n{keys}\n");
     }
-    let shared = match shared.is_empty() {
-        true => String::new(),
-        false => format!(", and {}", shared.join(", ")),
-    };
-    let link = "[Config](../reference/config.md#output) describes the keys that all outputs have";
-    keys + &wrapped(&format!("{link}{shared}."), "")
+    keys + "[Config](../reference/config.md#output) describes the keys that other types have too.\n"
 }
 
 const COMMANDS_HEAD: &str = "\

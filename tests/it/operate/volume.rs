@@ -2,7 +2,7 @@
 
 use crate::support::prelude::*;
 
-const PAGE: &str = "docs/reference/volume-json.md";
+const PAGE: &str = "docs/operating/volume.md";
 
 /// Returns a list of `events` events of this user, each with a filler of `bytes` bytes.
 fn batch(user: &str, events: usize, bytes: usize) -> Vec<u8> {
@@ -161,6 +161,7 @@ fn the_page_lists_each_field_of_the_answer_and_no_other() {
     let (mut found, mut listed) = (BTreeSet::new(), BTreeSet::new());
     fields(&volume(&relay), "", &mut found);
     let page = std::fs::read_to_string(repository().join(PAGE)).unwrap();
+    let (_, page) = page.split_once("\n## As JSON\n").unwrap();
     for row in page.lines().filter_map(|line| line.strip_prefix("| `")) {
         let cell = row.split('|').next().unwrap();
         listed.extend(cell.split(", ").map(|field| field.trim().trim_matches('`').to_owned()));

@@ -700,7 +700,7 @@ fn unsynced(world: &World<'_>) -> usize {
 
 /// Returns how many letters were written again by a later life. If earlier events are still waiting
 /// when the relay ends, an event that was given up on is sent again after the start, and may get a
-/// second letter (see dead-letter-format.md).
+/// second letter (see dead-letters.md).
 fn letters_again(world: &World<'_>, seen: &Seen<'_>) -> usize {
     let mut times = BTreeMap::<_, Vec<Duration>>::new();
     for letter in seen.view.letters {
@@ -828,7 +828,7 @@ fn told(world: &World<'_>, known: &Known) -> String {
 }
 
 /// A consumer gets each event byte for byte, except that raw line breaks become spaces (see
-/// guarantees.md). A dead letter holds the event as received (see dead-letter-format.md).
+/// guarantees.md). A dead letter holds the event as received (see dead-letters.md).
 pub(crate) fn bytes(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let mut configs = world.truth.configs(Duration::ZERO, Duration::MAX);
     let changes = |output: &Output| output.consumer == seen.view.consumer && output.filter.changes;
@@ -1312,7 +1312,7 @@ pub(crate) fn letters(file: &[u8]) -> Vec<Letter> {
 /// Returns how many lost events these dead letters stand for. Each stands for one, with one
 /// exception: if an `otlp` receiver rejects N of the M events of a request, all M become letters
 /// (see dead-letters.md), and the reason ends in `N of M rejected`. After a disk error, a letter
-/// may also be in the next file with the same time; it counts once (see dead-letter-format.md).
+/// may also be in the next file with the same time; it counts once (see dead-letters.md).
 pub(crate) fn losses_in(letters: &[Letter]) -> u64 {
     let once: BTreeSet<_> = letters.iter().map(uncounted::same).collect();
     let mut by_reason = BTreeMap::<&str, u64>::new();

@@ -1,4 +1,4 @@
-//! The JSON of `/status/volume`. `docs/reference/volume-json.md` has its fields.
+//! The JSON of `/status/volume`. `docs/operating/volume.md` has its fields.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -7,11 +7,11 @@ use super::Letter;
 use super::said::Said;
 use crate::truth::Truth;
 
-/// The longest time that an output waits for the sync of its letters (see dead-letter-format.md).
+/// The longest time that an output waits for the sync of its letters (see dead-letters.md).
 const SYNCED: Duration = Duration::from_secs(10);
 
 /// Returns an output's letters without those that no life has counted. A delivery counts letters
-/// when they are synced (see dead-letter-format.md). If a life was killed, its last reported count
+/// when they are synced (see dead-letters.md). If a life was killed, its last reported count
 /// is used. A surplus letter is left out only if it may still have been waiting for its sync, or if
 /// the disk refused syncs when it was written: the relay removes a letter after a failed sync, and
 /// a power loss can take back this removal.
@@ -45,7 +45,7 @@ pub(crate) fn counted(
 }
 
 /// Returns the parts that a letter and its copy in the next file have in common (see
-/// dead-letter-format.md).
+/// dead-letters.md).
 pub(super) fn same(letter: &Letter) -> (Duration, &str, &[u8]) {
     (letter.at, letter.reason.as_str(), letter.event.as_slice())
 }
