@@ -200,7 +200,6 @@ mod docs {
     mod first_commands;
     mod layers;
     mod links;
-    mod losses;
     mod metrics;
     mod moving_in;
     pub(crate) mod pages;
@@ -210,7 +209,6 @@ mod docs {
     mod sizing;
     mod status_json;
     mod threat_model;
-    mod words;
 }
 
 mod support;

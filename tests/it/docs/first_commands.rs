@@ -141,19 +141,6 @@ fn the_readme_publishes_the_ports_of_the_built_in_config() {
     }
 }
 
-/// A stranger has a clone first, and needs these two commands and no other.
-#[test]
-fn the_readme_begins_with_a_clone_and_its_two_commands() {
-    let readme = Page::read("README.md");
-    let (_, section) = readme.text.split_once("\n## Try it\n").expect("the section");
-    let (before, block) = section.split_once("```sh\n").expect("a block of commands");
-    assert!(before.contains("From a clone"), "{before}");
-    let lines: Vec<&str> = block.lines().take_while(|line| *line != "```").collect();
-    let command = |line: &&str| line.split(" #").next().unwrap_or_default().trim().to_owned();
-    let commands: Vec<String> = lines.iter().map(command).collect();
-    assert_eq!(commands, ["cargo run --release", "./test"]);
-}
-
 #[test]
 fn what_is_run_elsewhere_is_run_there() {
     for (begin, file, words) in ELSEWHERE {

@@ -1,27 +1,8 @@
 //! The pages about installing the relay in a cluster and changing its config.
 
-use super::pages::{Page, pages};
+use super::pages::Page;
 
 use crate::support::prelude::*;
-
-/// The next apply undoes an edit of the ConfigMap in the cluster, so no page may show one.
-#[test]
-fn a_config_in_a_cluster_is_changed_in_one_way() {
-    let forms = ["edit", "patch", "replace", "create"].map(|verb| format!("{verb} configmap"));
-    for page in pages() {
-        for form in &forms {
-            assert!(!page.text.contains(form.as_str()), "{}: {form}", page.path);
-        }
-        assert!(!page.text.contains("edit cm"), "{}", page.path);
-    }
-    let page = Page::read("docs/operating/kubernetes.md");
-    let (_, section) = page.text.split_once("\n## Change the config\n").expect("the section");
-    let (section, _) = section.split_once("\n## ").expect("a next section");
-    let file = "deploy/base/relay.toml";
-    assert!(section.contains("Always change") && section.contains(file), "{section}");
-    assert!(section.contains("kubectl apply -k deploy/overlays/ibm-iks"), "{section}");
-    assert!(repository().join(file).is_file());
-}
 
 /// Returns the text below a heading of a page, up to the next heading.
 fn section(page: &Page, heading: &str) -> Page {
@@ -88,26 +69,6 @@ fn a_command_over_two_lines_counts_once() {
     let text = "```sh\n# Why.\nhelm install a \\\n  b\npodman push c   # where\n```\n".to_owned();
     let found = commands(&Page { path: "x.md".to_owned(), text });
     assert_eq!(found.len(), 2, "{found:?}");
-}
-
-/// Each table has at most as many steps on the right as on the left. The paths in `deploy` exist.
-#[test]
-fn no_tutorial_has_fewer_steps_than_we_have() {
-    let page = Page::read("docs/tutorials.md");
-    let mut tables = 0;
-    for section in page.text.split("\n## ").skip(1) {
-        let heading = section.lines().next().expect("a heading");
-        let rows = section.lines().filter(|line| line.starts_with("| ")).skip(1);
-        let rows = rows.map(|line| line.trim_matches('|').split(" | ").map(str::trim));
-        let cells: Vec<Vec<&str>> = rows.map(Iterator::collect).collect();
-        let ours = cells.iter().filter(|row| row.get(1).is_some_and(|it| !it.is_empty())).count();
-        assert!(ours > 0 && ours <= cells.len(), "{heading}: {ours} of {}", cells.len());
-        tables += 1;
-        for word in section.split(['`', ' ']).filter(|word| word.starts_with("deploy/")) {
-            assert!(repository().join(word).exists(), "{heading}: {word}");
-        }
-    }
-    assert_eq!(tables, 6);
 }
 
 /// Method: two recorded events must match a rule of level Metadata, which records no bodies.

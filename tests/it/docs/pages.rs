@@ -37,28 +37,6 @@ impl Page {
         })
     }
 
-    /// Returns the paragraphs of the prose, each as one line with the number of its first line.
-    /// Each heading, list item and table row is a paragraph. Text in backticks, link targets and
-    /// comments are left out.
-    pub(crate) fn paragraphs(&self) -> Vec<(usize, String)> {
-        let (mut paragraphs, mut before) = (Vec::<(usize, String)>::new(), 0);
-        for (number, line) in self.prose() {
-            let line = line.trim();
-            let item = line.split_once(' ').map_or(line, |(first, _)| first);
-            let is_item = ["-", "*"].contains(&item)
-                || item.strip_suffix('.').is_some_and(|it| it.parse::<u32>().is_ok());
-            let is_new = is_item || line.starts_with(['#', '|']) || before + 1 != number;
-            match paragraphs.last_mut().filter(|_| !is_new) {
-                _ if line.is_empty() => {}
-                Some((_, paragraph)) => *paragraph = format!("{paragraph} {line}"),
-                None => paragraphs.push((number, line.to_owned())),
-            }
-            let ends = line.is_empty() || line.starts_with(['#', '|']);
-            before = if ends { 0 } else { number };
-        }
-        paragraphs.into_iter().map(|(number, text)| (number, plain(&text))).collect()
-    }
-
     pub(crate) fn blocks(&self) -> Vec<Block> {
         let mut blocks = Vec::new();
         let mut open: Option<(usize, Block)> = None;
@@ -116,34 +94,6 @@ impl Page {
     }
 }
 
-/// Returns Markdown without text in backticks, link targets and comments.
-fn plain(text: &str) -> String {
-    let outside = text.split('`').step_by(2).collect::<Vec<_>>().join("`");
-    let mut parts = outside.split("](");
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        plain.push(']');
-        plain.push_str(part.split_once(')').map_or("", |(_, behind)| behind));
-    }
-    while let Some((before, comment)) = plain.split_once("<!--") {
-        plain = format!("{before}{}", comment.split_once("-->").map_or("", |(_, rest)| rest));
-    }
-    plain
-}
-
-#[test]
-fn paragraphs_are_joined_and_have_no_code_targets_and_comments() {
-    let text = "# A `b` c\n<!-- x\ny -->\n\nOne\ntwo [three](four.md#five) six.\n- seven\n  eight\n\
-                1. nine\n\n```sh\nten\n```\neleven\n| a | `b` |\n| c | d |\ntwelve";
-    let page = Page { path: "x.md".to_owned(), text: text.to_owned() };
-    let found: Vec<(usize, String)> = page.paragraphs();
-    let texts: Vec<&str> = found.iter().map(|(_, text)| text.trim()).collect();
-    let rows = ["eleven", "| a | ` |", "| c | d |", "twelve"];
-    let wanted = ["# A ` c", "", "One two [three] six.", "- seven eight", "1. nine"];
-    assert_eq!(texts, [&wanted[..], &rows[..]].concat());
-    assert_eq!((found[2].0, found[5].0), (5, 14));
-}
-
 /// Returns the documents for people: the Markdown files in the root, `docs/`, `examples/` and
 /// `benches/`.
 pub(crate) fn pages() -> Vec<Page> {
@@ -176,12 +126,6 @@ fn the_readme_names_every_shipped_config_and_no_other() {
         .map(str::to_owned)
         .collect();
     assert_eq!(named, shipped);
-}
-
-#[test]
-fn the_readme_is_short() {
-    let lines = Page::read("README.md").text.lines().count();
-    assert!(lines <= 200, "{lines} lines");
 }
 
 /// Method: a listener and an output are put before each TOML block on a page. `check --elsewhere`
