@@ -31,47 +31,29 @@ fn has_one(request: &Request) -> bool {
     memchr::memmem::find(&request.decoded(), b"generated-3\"").is_some()
 }
 
-const DOWN: (&str, &str) = ("bad", "Output consumer is down");
+/// Returns a row in which the consumer takes nothing.
+const fn down(name: &'static str, run: fn(&mut Scene)) -> Row {
+    let (fires, logs) = ("OutputDown", "output down");
+    Row { name, run, says: ("bad", "Output consumer is down"), fires, before: LATE, logs }
+}
 
 pub(super) const ROWS: &[Row] = &[
-    Row {
-        name: "the consumer refuses connections",
-        run: |scene| {
-            let mut sink = HttpSink::accepting();
-            scene.start(&to_sink(sink.address(), ""));
-            scene.calm();
-            sink.close();
-            scene.trouble();
-        },
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
-    Row {
-        name: "nobody knows the consumer's name",
-        run: |scene| from_the_start(scene, "http://consumer.invalid:8080/".to_owned(), ""),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
-    Row {
-        name: "the consumer's certificate is of an unknown authority",
-        run: |scene| with_certificate(scene, |it| &it.wrong_server),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
-    Row {
-        name: "the consumer's certificate is for another name",
-        run: |scene| with_certificate(scene, |it| &it.elsewhere_server),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
+    down("the consumer refuses connections", |scene| {
+        let mut sink = HttpSink::accepting();
+        scene.start(&to_sink(sink.address(), ""));
+        scene.calm();
+        sink.close();
+        scene.trouble();
+    }),
+    down("nobody knows the consumer's name", |scene| {
+        from_the_start(scene, "http://consumer.invalid:8080/".to_owned(), "")
+    }),
+    down("the consumer's certificate is of an unknown authority", |scene| {
+        with_certificate(scene, |it| &it.wrong_server)
+    }),
+    down("the consumer's certificate is for another name", |scene| {
+        with_certificate(scene, |it| &it.elsewhere_server)
+    }),
     Row {
         name: "the consumer's certificate has expired",
         run: |scene| with_certificate(scene, |it| &it.expired_server),
@@ -111,46 +93,13 @@ pub(super) const ROWS: &[Row] = &[
         before: LATE,
         logs: "output down, events wait and may be lost",
     },
-    Row {
-        name: "the consumer answers 401",
-        run: |scene| then(scene, "", |_| Answer::status(401)),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
-    Row {
-        name: "the consumer answers 403",
-        run: |scene| then(scene, "", |_| Answer::status(403)),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
-    Row {
-        name: "the consumer answers 404",
-        run: |scene| then(scene, "", |_| Answer::status(404)),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
-    Row {
-        name: "the consumer answers 429 and when to come again",
-        run: |scene| then(scene, "", |_| Answer::status(429).header("Retry-After", "2")),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
-    Row {
-        name: "the consumer answers 500",
-        run: |scene| then(scene, "", |_| Answer::status(500)),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
+    down("the consumer answers 401", |scene| then(scene, "", |_| Answer::status(401))),
+    down("the consumer answers 403", |scene| then(scene, "", |_| Answer::status(403))),
+    down("the consumer answers 404", |scene| then(scene, "", |_| Answer::status(404))),
+    down("the consumer answers 429 and when to come again", |scene| {
+        then(scene, "", |_| Answer::status(429).header("Retry-After", "2"))
+    }),
+    down("the consumer answers 500", |scene| then(scene, "", |_| Answer::status(500))),
     Row {
         name: "the consumer answers 400 to each event",
         run: |scene| then(scene, "", |_| Answer::status(400)),
@@ -175,14 +124,9 @@ pub(super) const ROWS: &[Row] = &[
         before: &[],
         logs: "",
     },
-    Row {
-        name: "the consumer hangs",
-        run: |scene| then(scene, "timeouts = { request = \"2s\" }\n", |_| Answer::never()),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
+    down("the consumer hangs", |scene| {
+        then(scene, "timeouts = { request = \"2s\" }\n", |_| Answer::never())
+    }),
     Row {
         name: "the consumer is slow",
         run: |scene| {
@@ -194,27 +138,13 @@ pub(super) const ROWS: &[Row] = &[
         before: &[],
         logs: "output late",
     },
-    Row {
-        name: "a sign-in page answers in place of the consumer",
-        run: |scene| {
-            then(scene, "", |_| {
-                let page = "<!DOCTYPE html><html><body>Sign in</body></html>";
-                Answer::status(200).header("Content-Type", "text/html").body(page)
-            });
-        },
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
-    Row {
-        name: "the consumer resets each connection",
-        run: |scene| then(scene, "", |_| Answer::reset()),
-        says: DOWN,
-        fires: "OutputDown",
-        before: LATE,
-        logs: "output down",
-    },
+    down("a sign-in page answers in place of the consumer", |scene| {
+        then(scene, "", |_| {
+            let page = "<!DOCTYPE html><html><body>Sign in</body></html>";
+            Answer::status(200).header("Content-Type", "text/html").body(page)
+        });
+    }),
+    down("the consumer resets each connection", |scene| then(scene, "", |_| Answer::reset())),
     Row {
         name: "one of two addresses is away",
         run: |scene| {
