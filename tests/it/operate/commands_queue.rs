@@ -230,34 +230,6 @@ fn beside_a_relay_that_writes_and_deletes_nothing_is_damaged_or_missing() {
 }
 
 #[test]
-fn beside_a_relay_that_drops_the_oldest_nothing_is_missing() {
-    let spool = Spool::new();
-    let more = "max_bytes = \"512KiB\"\nwhen_full = \"drop_oldest\"";
-    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(100)));
-    let address = sink.address().to_string();
-    let relay = Relay::start(&spool.config(more, &[("dead", DEAD), ("slow", &address)]));
-    let load = Load::on(&relay);
-    wait_until("a dropped segment", PATIENCE, || spool.inspect()["first_position"] != 0);
-    let (begun, mut rounds) = (Instant::now(), 0);
-    while begun.elapsed() < BESIDE.0 || rounds < BESIDE.1 {
-        rounds += 1;
-        spool.verify();
-        spool.export(&[]);
-        spool.export(&["--output", "dead"]);
-        spool.inspect();
-    }
-    load.end();
-    stop(relay);
-    spool.verify();
-    assert!(relay_lost_some(&spool), "nothing was dropped");
-}
-
-/// Returns `true` if the first positions are gone, which the output `dead` had not received.
-fn relay_lost_some(spool: &Spool) -> bool {
-    spool.inspect()["first_position"].as_u64().unwrap() > 0
-}
-
-#[test]
 fn after_a_stop_the_backlog_is_exact_and_nothing_is_changed() {
     let spool = Spool::new();
     let sink = HttpSink::accepting();
@@ -302,34 +274,6 @@ fn after_a_stop_the_backlog_is_exact_and_nothing_is_changed() {
         Some("300 events")
     );
     assert!(spool.files() == before, "a file was changed");
-}
-
-/// Method: the relay is killed while senders post. The commands must report no damage in its
-/// directory, agree on the number of events, and change no file. A relay that then starts must see
-/// the same events.
-#[test]
-fn after_a_kill_in_the_middle_of_writes_nothing_is_damaged() {
-    for round in 0..3 {
-        let spool = Spool::new();
-        let mut relay = Relay::start(&spool.config("", &[("dead", DEAD)]));
-        let load = Load::on(&relay);
-        wait_until("some events", PATIENCE, || load.accepted().len() > 100 * (round + 1));
-        relay.signal(libc::SIGKILL);
-        relay.wait();
-        let accepted = load.end();
-        let before = spool.files();
-        let exported = spool.export(&[]);
-        assert_holds(&exported, &accepted, &[]);
-        spool.verify();
-        let told = spool.inspect();
-        assert_eq!(told["end_position"], exported.len());
-        assert_eq!(told["outputs"][0]["backlog_events"], exported.len());
-        assert!(spool.files() == before, "a file was changed");
-        let relay = Relay::start(&spool.config("", &[("dead", DEAD)]));
-        let again = spool.export(&[]);
-        assert!(again == exported);
-        stop(relay);
-    }
 }
 
 #[test]

@@ -71,32 +71,6 @@ fn connections_that_get_no_place_are_counted_shown_and_never_ok() {
 }
 
 #[test]
-fn batches_answered_413_or_400_are_never_ok() {
-    for (body, status, reason) in
-        [(vec![b' '; 300 * 1024], 413, "too_large: 5"), (b"[]".to_vec(), 400, "invalid: 5")]
-    {
-        let consumer = HttpSink::accepting();
-        let relay = Relay::start(&to_sink(consumer.address(), "[limits]\nmax_body = \"256KiB\"\n"));
-        for _ in 0..5 {
-            assert_eq!(relay.post(&body).status, status);
-        }
-        assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
-        relay.wait_until_delivered(PATIENCE);
-        let apiserver = Apiserver::single();
-        apiserver.count(0, |it| it.generated = Some(10));
-        let address = format!("http://{}", apiserver.address());
-        for more in [vec![], vec!["--apiserver", address.as_str()]] {
-            let found = doctor(&[&admin(&relay)], &more);
-            assert_unknown(&found, &format!("requests refused for good ({reason})"));
-            assert_unknown(&found, "here at least 1, with an unknown number of events");
-            let text = found.1.to_string();
-            assert!(!text.contains("this alone is no loss"), "{text}");
-        }
-        relay.finish(Backlog::Empty);
-    }
-}
-
-#[test]
 fn an_age_is_told_by_the_clock_of_the_machine_that_reports_it() {
     for minutes in [-10.0, 0.0, 10.0] {
         let clock = now() + minutes * 60.0;
@@ -130,20 +104,6 @@ fn processes_that_started_together_are_compared_whatever_their_clocks_say() {
     let (code, json) = doctor(&[&admin(&relay)], &["--apiserver", &address]);
     assert_eq!(code, Some(2), "{json:#}");
     assert_eq!(json["apiserver"]["unexplained_missing"], 3, "{json:#}");
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn a_filter_that_keeps_back_everything_is_never_ok() {
-    let consumer = HttpSink::accepting();
-    let filter = "filter = { match = { users = [\"nobody\"] } }\n";
-    let relay = Relay::start(&to_sink(consumer.address(), filter));
-    assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
-    relay.wait_for_metrics("the filter", PATIENCE, |metrics| {
-        (metrics.sum("filtered_events_total") == 10.0).then_some(())
-    });
-    let found = doctor(&[&admin(&relay)], &[]);
-    assert_unknown(&found, "its filter has filtered out all 10 events since the start");
     relay.finish(Backlog::Empty);
 }
 
@@ -223,22 +183,6 @@ fn an_output_that_is_down_and_a_queue_that_is_nearly_full_are_told_in_the_relays
     assert!(last.starts_with("VERDICT: OK so far – "), "{text}");
     assert!(last.contains("reports: The queue is nearly full"), "{text}");
     assert!(last.contains("Output consumer is down; its events are kept ("), "{text}");
-}
-
-#[test]
-fn requests_that_are_refused_are_told_in_the_relays_words() {
-    let consumer = HttpSink::accepting();
-    let relay = Relay::start(&to_sink(consumer.address(), ""));
-    assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
-    relay.wait_until_delivered(PATIENCE);
-    let (code, text) = passed_on(&relay);
-    assert_eq!(code, Some(0), "{text}");
-    assert_eq!(relay.post(b"[]").status, 400);
-    let (code, text) = passed_on(&relay);
-    // The number of events in the request is unknown.
-    assert_eq!(code, Some(2), "{text}");
-    assert!(text.contains("Requests were rejected permanently in the last five minutes (invalid)"));
-    relay.finish(Backlog::Empty);
 }
 
 #[test]

@@ -144,60 +144,6 @@ fn an_address_that_acknowledges_nothing_is_down_and_the_next_one_gets_its_events
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the first address is down, and the second one refuses an event. The second one goes down
-/// before the event is given up, and the first one is back by then. It has accepted nothing so far,
-/// and refuses the event too or accepts it.
-#[test]
-fn an_event_that_waits_at_an_address_that_has_gone_stops_no_other() {
-    for takes_it in [false, true] {
-        let batches: Vec<_> = (0..3).map(|seed| generated_batch(seed, 10, 900)).collect();
-        let mut expected: Vec<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
-        let bad = expected[4].clone();
-        let is_bad = move |events: &[Vec<u8>]| events.contains(&bad);
-        let (is_bad_there, tries) = (is_bad.clone(), Arc::new(AtomicUsize::new(0)));
-        let refused = Arc::clone(&tries);
-        let mut first = HttpSink::start(move |request| {
-            let refuses = !takes_it && is_bad(&events_in(request));
-            Answer::status(if refuses { 400 } else { 200 })
-        });
-        let mut second = HttpSink::start(move |request| {
-            let events = events_in(request);
-            match is_bad_there(&events) {
-                false => Answer::status(200),
-                true if events.len() == 1 && refused.fetch_add(1, Ordering::SeqCst) >= 4 => {
-                    Answer::hang_up()
-                }
-                true => Answer::status(400),
-            }
-        });
-        first.close();
-        let urls = [&first, &second].map(|sink| format!("http://{}/", sink.address()));
-        let relay = Relay::start(&to_http(&urls, "concurrency = 1\n"));
-        assert_eq!(relay.post(&batches[0]).status, 200);
-        wait_until("the event waits", PATIENCE, || tries.load(Ordering::SeqCst) > 4);
-        second.close();
-        first.reopen();
-        for batch in &batches[1..] {
-            assert_eq!(relay.post(batch).status, 200);
-        }
-        relay.wait_until_delivered(PATIENCE);
-        // A later event can arrive early. It then arrives again, in order: its last arrival counts.
-        let mut arrived = [accepted_events(&second), accepted_events(&first)].concat();
-        arrived.reverse();
-        let mut seen = BTreeSet::new();
-        arrived.retain(|event| seen.insert(event.clone()));
-        arrived.reverse();
-        // The refused event is set aside and can arrive at any time. The counters below show
-        // whether it arrived.
-        let waiting = expected.remove(4);
-        arrived.retain(|event| *event != waiting);
-        assert_eq!(arrived, expected);
-        let fates = if takes_it { (0.0, 30.0) } else { (1.0, 29.0) };
-        assert_eq!((lost(&relay), of_output(&relay, "output_events_total")), fates);
-        relay.finish(Backlog::Empty);
-    }
-}
-
 /// Returns the keys of an output whose pauses would be 60 s, so that a pause is noticed.
 fn keys() -> String {
     let request = REQUEST.as_secs();

@@ -22,65 +22,6 @@ fn status(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status").unwrap().json()
 }
 
-fn messages(relay: &Relay, level: &str) -> Vec<String> {
-    let lines = relay.log_lines();
-    let lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines
-        .filter(|line| line["level"] == level)
-        .map(|line| line["fields"]["message"].as_str().unwrap_or_default().to_owned())
-        .collect()
-}
-
-#[allow(clippy::cast_precision_loss, reason = "a few hundred")]
-fn bad_events_cost_only_themselves(status: u16, bad: &[usize], more: &str) {
-    let batches: Vec<_> = (0..3).map(|seed| generated_batch(seed, 50, 1200)).collect();
-    let (good, bad) = parted(&batches, bad);
-    let count = bad.len() as f64;
-    let sink = refusing(status, move |event| bad.contains(event));
-    let relay = Relay::start(&to_sink(sink.address(), more));
-    let begun = Instant::now();
-    for batch in &batches {
-        assert_eq!(relay.post(batch).status, 200);
-    }
-    relay.wait_until_delivered(PATIENCE);
-    let accepted = accepted_events(&sink);
-    if more.contains("concurrency = 1\n") {
-        assert_in_order(&accepted, &good);
-    }
-    assert_none_missing(&accepted, &good);
-    assert_eq!(
-        (of_output(&relay, "output_events_total"), lost(&relay)),
-        (150.0 - count, count),
-        "{status}"
-    );
-    let requests = of_output(&relay, "output_retries_total");
-    assert!(requests <= count * 30.0, "{requests} requests more for {count} bad events");
-    relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
-    let told = messages(&relay, "ERROR");
-    assert!(told.iter().all(|message| message == messages::GIVEN_UP), "{told:?}");
-    // The first loss is logged at once, and later ones are logged every ten seconds.
-    let most = 1 + begun.elapsed().as_secs() / 10;
-    assert!(told.len() as u64 <= most, "{} of {most}", told.len());
-    assert_eq!(messages(&relay, "WARN"), [] as [String; 0], "an output that works is not down");
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn one_bad_event_costs_itself_wherever_it_stands() {
-    for (status, place) in [(400, 0), (413, 75), (422, 149)] {
-        bad_events_cost_only_themselves(status, &[place], "concurrency = 1\n");
-    }
-}
-
-#[test]
-fn several_bad_events_cost_themselves_alone_and_in_parallel_requests() {
-    let (one, ten) = ("concurrency = 1\n", "batch = { max_events = 10 }\n");
-    let without_letters = "concurrency = 1\nrejected = { action = \"drop\" }\n";
-    bad_events_cost_only_themselves(400, &[0, 1, 2], without_letters);
-    bad_events_cost_only_themselves(400, &[3, 77, 78, 120, 149], one);
-    bad_events_cost_only_themselves(422, &[49, 50, 51], ten);
-}
-
 /// A load balancer chooses a backend for each connection, and every second backend refuses one
 /// event.
 #[test]
@@ -172,27 +113,6 @@ fn a_413_that_comes_before_the_body_was_read_is_understood() {
 }
 
 #[test]
-fn a_consumer_that_refuses_everything_is_complained_of_once_and_asked_ever_less() {
-    let sink =
-        HttpSink::start(|_| Answer::status(400).body("plain HTTP request sent to HTTPS port"));
-    let relay = Relay::start(&format!(
-        "{}[shutdown]\ndrain_timeout = \"200ms\"\n",
-        to_sink(sink.address(), "")
-    ));
-    post_batches(&relay, 0..3, 100, 900);
-    let down = relay.wait_for_log("output down, events are kept", PATIENCE);
-    assert!(down["error"].as_str().unwrap().contains("400"), "{down}");
-    let first = sink.count();
-    sink.wait_for_count(first + 30, PATIENCE);
-    assert_eq!((of_output(&relay, "output_events_total"), lost(&relay)), (0.0, 0.0));
-    assert_eq!(messages(&relay, "WARN"), ["output down, events are kept"]);
-    assert_eq!(of_output(&relay, "output_up"), 0.0);
-    let status = http::get(relay.admin(), "/status").unwrap().json();
-    assert_eq!(status["outputs"][0]["up"], false);
-    relay.finish(Backlog::Stable);
-}
-
-#[test]
 fn a_consumer_that_refuses_everything_is_heeded_when_it_says_until_when() {
     let sink = HttpSink::start(|_| Answer::status(413).header("Retry-After", "60"));
     let more = "concurrency = 1\n[shutdown]\ndrain_timeout = \"200ms\"\n";
@@ -238,47 +158,4 @@ fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
     assert_eq!((of_output(&relay, "output_events_total"), lost(&relay)), (149.0, 1.0));
     assert!(status(&relay)["outputs"][0]["aside"].is_null());
     relay.finish(Backlog::Empty);
-}
-
-/// Method: two addresses answer with 500 to the first event. With `failover`, only one of them is
-/// asked to accept the other events.
-#[test]
-fn an_event_that_every_address_answers_with_500_is_set_aside() {
-    let batch = generated_batch(0, 20, 900);
-    let (good, bad) = parted(std::slice::from_ref(&batch), &[0]);
-    let sinks = [(); 2].map(|()| {
-        let bad = bad.clone();
-        refusing(500, move |event| bad.contains(event))
-    });
-    let urls = sinks.each_ref().map(|sink| format!("http://{}/ingest", sink.address()));
-    let more = "concurrency = 1\n[shutdown]\ndrain_timeout = \"200ms\"\n";
-    let relay = Relay::start(&to_http(&urls, more));
-    assert_eq!(relay.post(&batch).status, 200);
-    wait_until("the event is set aside, and the others are delivered", PATIENCE, || {
-        status(&relay)["outputs"][0]["aside"]["events"] == 1
-            && of_output(&relay, "output_events_total") == 19.0
-    });
-    let accepted: Vec<_> = sinks.iter().flat_map(accepted_events).collect();
-    assert_none_missing(&accepted, &good);
-    relay.finish(Backlog::Stable);
-}
-
-/// Method: the first address answers with 500 to one event and accepts the others. The second
-/// address is down. An attempt that ends at the second address is not an answer to the event, and
-/// the other events must not wait until that address is back.
-#[test]
-fn an_event_that_is_answered_with_500_stops_no_other_while_the_second_address_is_away() {
-    let batch = generated_batch(0, 20, 900);
-    let (good, bad) = parted(std::slice::from_ref(&batch), &[0]);
-    let sink = refusing(500, move |event| bad.contains(event));
-    // Nothing listens on port 1.
-    let urls = [format!("http://{}/ingest", sink.address()), "http://127.0.0.1:1/ingest".into()];
-    let more = "concurrency = 1\n[shutdown]\ndrain_timeout = \"200ms\"\n";
-    let relay = Relay::start(&to_http(&urls, more));
-    assert_eq!(relay.post(&batch).status, 200);
-    wait_until("the others are delivered", PATIENCE, || {
-        of_output(&relay, "output_events_total") == 19.0
-    });
-    assert_none_missing(&accepted_events(&sink), &good);
-    relay.finish(Backlog::Stable);
 }

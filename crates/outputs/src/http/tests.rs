@@ -162,7 +162,7 @@ fn an_answer_without_a_body_means_the_same_for_all_unless_it_is_2xx() {
 }
 
 #[test]
-fn a_web_page_acknowledges_nothing() {
+fn a_sign_in_page_is_no_acknowledgement() {
     let page = "<!DOCTYPE html><title>Sign in</title>";
     for name in TYPES {
         for status in [200, 201, 203, 206] {
@@ -194,7 +194,10 @@ fn loki_stores_a_request_whole_and_says_so_by_204() {
             (260, "", "", "failed"),
             (200, "", "", "accepted"),
             (201, "", "", "failed"),
+            (202, "", "", "failed"),
             (207, "", "", "failed"),
+            (200, JSON, r#"{"status":"error","errorType":"x"}"#, "failed"),
+            (200, "text/html", "", "failed"),
             (400, "text/plain", "entry too far behind", "refused"),
             (429, "text/plain", "Ingestion rate limit exceeded", "failed"),
         ],
@@ -216,7 +219,10 @@ fn otlp_says_how_many_of_a_request_it_rejects() {
             (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":9}}"#, "refused"),
             (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":-1}}"#, "accepted"),
             (200, JSON, r#"{"status":"ok"}"#, "failed"),
+            (201, JSON, r#"{"status":"error"}"#, "failed"),
             (200, JSON, "[]", "failed"),
+            (200, "text/plain", "ok", "failed"),
+            (200, "text/html; charset=utf-8", "", "failed"),
             // Field 1 with field 1 in it: one record is rejected.
             (200, "application/x-protobuf", "\u{a}\u{2}\u{8}\u{1}", "p1"),
             (200, "application/x-protobuf", "\u{a}\u{2}\u{8}", "failed"),
@@ -283,6 +289,9 @@ fn splunk_says_by_a_code_what_is_wrong_and_at_which_event() {
         (200, JSON, "", "failed"),
         (200, JSON, r#"{"text":"?"}"#, "failed"),
         (200, JSON, r#"{"code":99}"#, "failed"),
+        (200, JSON, r#"{"text":"HEC is healthy","code":17}"#, "failed"),
+        (200, JSON, r#"{"text":"Server is busy","code":9}"#, "failed"),
+        (201, "", "", "failed"),
         // The settings are wrong: no event is at fault.
         (403, JSON, r#"{"text":"Invalid token","code":4}"#, "failed"),
         (400, JSON, r#"{"text":"Incorrect index","code":7,"invalid-event-number":1}"#, "failed"),
@@ -321,7 +330,12 @@ fn splunk_says_by_a_code_what_is_wrong_and_at_which_event() {
 fn ibm_cloud_logs_goes_by_the_status() {
     compare(
         "ibm_cloud_logs",
-        &[(200, JSON, "", "accepted"), (200, JSON, "{}", "accepted"), (429, JSON, "", "failed")],
+        &[
+            (200, JSON, "", "accepted"),
+            (200, JSON, "{}", "accepted"),
+            (204, "text/html", "", "failed"),
+            (429, JSON, "", "failed"),
+        ],
     );
 }
 
@@ -355,6 +369,7 @@ fn s3_stores_an_object_whole_or_says_that_it_is_there() {
         (200, true, "", "", "accepted"),
         // A server that answers 200 may not have the object.
         (200, false, "", "", "failed"),
+        (202, false, JSON, "{}", "failed"),
         (200, true, XML, "InternalError", "failed"),
         (200, false, XML, "SlowDown", "failed"),
         (200, true, "text/html", PAGE, "failed"),
