@@ -46,7 +46,7 @@ mod ingest {
 /// The queue in memory and on disk: back-pressure, durability, crashes and disk faults.
 mod queue {
     mod backpressure;
-    mod bit_flips;
+    mod damage;
     mod disk_bounds;
     mod durability;
     mod kills;
@@ -62,7 +62,6 @@ mod queue {
 /// The outputs: each protocol, its consumers, and the faults of consumers and networks.
 mod outputs {
     mod acknowledgements;
-    mod any_store;
     mod check_connect;
     mod connection_age;
     mod dead_letters;
@@ -114,12 +113,6 @@ mod evidence {
     mod tampered;
     mod verify;
     mod witness;
-
-    /// Tests that need peers or root.
-    mod peers {
-        mod crashes;
-        mod random;
-    }
 }
 
 /// Filters and audit policies: which events are forwarded, and what is removed from them.

@@ -7,7 +7,6 @@
 
 pub(crate) mod answers;
 pub(crate) mod apiserver;
-pub(crate) mod balancers;
 pub(crate) mod browser;
 pub(crate) mod certificates;
 pub(crate) mod chance;

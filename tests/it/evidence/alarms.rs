@@ -376,24 +376,6 @@ fn an_event_that_was_changed_after_a_crash_is_not_signed_as_it_is_then() {
     }
 }
 
-/// Method: the relay is killed twelve times while it records many events, and started again.
-#[test]
-fn a_crash_is_never_taken_for_tampering() {
-    let mut recorded = Recorded::new();
-    let config = recorded.config("max_bytes = \"1MiB\"\n");
-    for seed in 0..12 {
-        let mut relay = Relay::start(&config);
-        for part in 0..6 {
-            recorded.post(&relay, seed * 100 + part, 500);
-        }
-        std::thread::sleep(Duration::from_millis(fastrand::u64(..1500)));
-        assert_eq!(tampered(&relay), 0);
-        relay.kill();
-    }
-    run(&mut recorded, &config, 5000, 10);
-    assert_eq!(alarms(&recorded.spool), []);
-}
-
 /// Method: directories of the log are replaced by symlinks to directories outside while the relay
 /// is stopped.
 #[test]

@@ -75,31 +75,6 @@ fn what_other_rules_had_dropped_leaves_when_it_comes_again() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the consumer accepts nothing at first, so the events have been sent but not accepted
-/// when new rules drop them. The memory of sent events passes from one delivery to the next, and
-/// must not have these events.
-#[test]
-fn what_new_rules_drop_before_it_was_accepted_leaves_when_it_comes_again() {
-    for is_durable in [false, true] {
-        let directory = TempDir::new().unwrap();
-        let queue = if is_durable { spool(directory.path()) } else { String::new() };
-        let (deaf, hearing) = (HttpSink::start(|_| Answer::status(503)), HttpSink::accepting());
-        let config = |sink: &HttpSink, filter: &str| {
-            format!("{BASE}{queue}{}", output("a", sink, &format!("{DEDUPLICATE}{filter}")))
-        };
-        let relay = Relay::start(&config(&deaf, CHOOSES));
-        let batch = generated_batch(1, 10, 900);
-        assert_eq!(relay.post(&batch).status, 200);
-        deaf.wait_for_count(1, PATIENCE);
-        relay.reload(&config(&hearing, CHOOSES_NOT), "success");
-        relay.wait_until_delivered(PATIENCE);
-        relay.reload(&config(&hearing, CHOOSES), "success");
-        post(&relay, &batch);
-        assert_same_set(&accepted_events(&hearing), &events_of(&batch));
-        relay.finish(Backlog::Empty);
-    }
-}
-
 #[test]
 fn an_output_that_is_removed_and_added_again_gets_what_comes_again() {
     for is_durable in [false, true] {

@@ -1,16 +1,13 @@
-//! Events that an output gives up on are kept in files, with the reason, before they count as lost,
-//! even if the relay is killed. On a full disk they count as lost, and are not kept.
+//! Events that an output gives up on are kept in files, with the reason, before they count as lost.
+//! On a full disk they count as lost, and are not kept.
 
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::value::RawValue;
 
 use crate::support::filesystem::{Kind, Mounted};
 use crate::support::numbered;
-use crate::support::numbered::Id;
 use crate::support::prelude::*;
-use crate::support::tally::accepted_ids;
 
 /// Returns the dead-letter files of a directory, oldest first.
 fn files_in(directory: &Path) -> Vec<PathBuf> {
@@ -74,81 +71,6 @@ fn one_refused_event_of_400_is_kept_with_its_reason_and_costs_thirty_requests_at
     assert!(letter["reason"].as_str().unwrap().contains("400"), "{letter}");
     assert!(letter["time"].as_str().is_some());
     relay.finish(Backlog::Empty);
-}
-
-/// One in this many events is refused.
-const REFUSED: u64 = 67;
-
-fn is_refused(id: Id) -> bool {
-    id.number % REFUSED == 3
-}
-
-/// Method: a consumer refuses one in 67 events with 400, while a relay with a spool is killed and
-/// started again at random moments under load. Every other time, the last dead-letter file also
-/// gets a torn line, as from a kill during a write. In the end, each accepted event must have been
-/// delivered or be in a letter, and only refused events may be in letters.
-#[test]
-fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
-    let sink = refusing(400, |event| is_refused(numbered::identify(event)));
-    let (spool, mut rng) = (Spool::new(), rng());
-    let directory = spool.path().join("dead-letter");
-    let start = |concurrency: u32| {
-        let queue = spool.queue("segment_bytes = \"256KiB\"\n");
-        let keys = format!("concurrency = {concurrency}\nbatch = {{ max_events = 60 }}\n{queue}");
-        Relay::start(&to_sink(sink.address(), &keys))
-    };
-    let senders = Senders::start(2, Bodies::Steady, &mut rng);
-    let mut before = 0;
-    let kills = number_from("KUBE_AUDIT_FORWARDER_KILLS", 20);
-    let mut with_letters = 0;
-    for _ in 0..kills {
-        let mut relay = start(rng.u32(1..5));
-        senders.go_to(relay.address());
-        // The kill comes at a random moment after the consumer has received a request.
-        sink.wait_for_count(before + 1, PATIENCE);
-        std::thread::sleep(Duration::from_micros(rng.u64(..250_000)));
-        // It takes some seconds until a refused event is given up, and few relays run that long.
-        if rng.u32(..5) == 0 {
-            let letters = letters_in(&directory).len();
-            let more = || letters_in(&directory).len() > letters;
-            wait_until("an event is given up", PATIENCE, more);
-        }
-        relay.kill();
-        senders.wait();
-        before = sink.count();
-        with_letters += usize::from(!letters_in(&directory).is_empty());
-        if let Some(last) = files_in(&directory).last().filter(|_| rng.bool()) {
-            let mut last = std::fs::OpenOptions::new().append(true).open(last).unwrap();
-            last.write_all(b"{\"time\":\"2026-").unwrap();
-        }
-    }
-    let relay = start(4);
-    let sent = senders.finish();
-    // The last refusal becomes final once the consumer has accepted another event.
-    assert_eq!(relay.post(&numbered::list(9, 4..9)).status, 200);
-    // Each refused event is sent several times, with pauses. Beside other tests that takes minutes.
-    relay.wait_until_delivered(PATIENCE * 6);
-    relay.finish(Backlog::Empty);
-
-    let ids = |events: &[Vec<u8>]| -> BTreeSet<Id> {
-        events.iter().map(|event| numbered::identify(event)).collect()
-    };
-    let delivered = ids(&accepted_events(&sink));
-    let letters: Vec<Vec<u8>> = letters_in(&directory);
-    let kept = ids(&letters);
-    assert!(kept.iter().all(|id| is_refused(*id)), "a healthy event was given up");
-    let accepted = accepted_ids(&sent);
-    let missing: Vec<_> =
-        accepted.iter().filter(|id| !delivered.contains(id) && !kept.contains(id)).collect();
-    assert!(missing.is_empty(), "{} of {}: {missing:?}", missing.len(), accepted.len());
-    eprintln!(
-        "{kills} kills: {} events accepted, {} delivered, {} letters for {} events",
-        accepted.len(),
-        delivered.len(),
-        letters.len(),
-        kept.len()
-    );
-    assert!(with_letters > 0 && kept.len() > 5, "too few to mean anything");
 }
 
 /// Returns an event that the consumer refuses. It is larger than the free space of the blocks that

@@ -1,5 +1,5 @@
 //! `type = "elasticsearch"`: document names, indexes and templates that do not fit, and a real
-//! server. `any_store` tests all kinds of answers.
+//! server. `tests/sim` tests all kinds of answers.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};

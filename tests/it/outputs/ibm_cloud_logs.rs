@@ -1,5 +1,5 @@
 //! `type = "ibm_cloud_logs"`: tokens, their renewal and their failures, the limits of a request,
-//! and `check`. No secret may be shown. `any_store` tests all kinds of answers.
+//! and `check`. No secret may be shown. `tests/sim` tests all kinds of answers.
 
 use std::io::{BufReader, Write as _};
 

@@ -1,5 +1,5 @@
 //! `type = "loki"`: each event is one entry with its labels, time and metadata, byte for byte.
-//! `any_store` tests all kinds of answers.
+//! `tests/sim` tests all kinds of answers.
 
 use crate::support::loki::{Entry, Loki, Mood, to_loki};
 use crate::support::moment::{nanos_of, now};

@@ -1,5 +1,5 @@
 //! `type = "otlp"`: each event is one record with its times and attributes, and rejected records
-//! are counted. `any_store` tests all kinds of answers.
+//! are counted. `tests/sim` tests all kinds of answers.
 
 use crate::support::letters::letters;
 use crate::support::moment::{nanos_of, now};
@@ -170,24 +170,6 @@ fn records_that_are_rejected_by_their_number_are_counted_and_the_request_is_in_t
         assert!(!relay.log_text().contains("s3cr3t"), "the receiver's text is in the log");
         relay.finish(Backlog::Empty);
     }
-}
-
-/// Method: for a while, a receiver answers with 200 and reports that it has rejected all records,
-/// as if its tenant had not been created yet.
-#[test]
-fn a_receiver_that_rejects_all_records_of_all_requests_costs_no_event() {
-    let works = Arc::new(AtomicBool::new(false));
-    let stores = Arc::clone(&works);
-    let consumer = Otlp::start(4_000_000, || Mood::Counts, move |_| stores.load(Ordering::SeqCst));
-    let config = format!("{BASE}{}", to_otlp(consumer.address(), QUICK));
-    let relay = Relay::start(&config);
-    let sent = post_batch(&relay, 1, 40, 700);
-    wait_until("many requests", PATIENCE, || consumer.store().requests.len() > 12);
-    assert_eq!(lost(&relay), 0.0);
-    works.store(true, Ordering::SeqCst);
-    relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&consumer.store().bodies(), &sent);
-    relay.finish(Backlog::Empty);
 }
 
 /// Method: requests have a small limit, and some events are larger. Only a request with a single

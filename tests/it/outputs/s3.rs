@@ -1,5 +1,5 @@
 //! `type = "s3"`: where objects end and when they are stored, so that each event is in exactly one
-//! object; keys and signatures; a real server. `any_store` tests all kinds of answers.
+//! object; keys and signatures; a real server. `tests/sim` tests all kinds of answers.
 
 use std::io::{Read as _, Write as _};
 
@@ -248,38 +248,6 @@ fn a_412_counts_only_for_an_object_that_is_there() {
     }
 }
 
-/// Method: the server stores an object, and does not answer. A reload replaces the delivery while
-/// more events wait, from which the new delivery could make another object. With the queue in
-/// memory and on disk, each event must be in one object.
-#[test]
-fn a_reload_while_an_object_is_unanswered_stores_no_event_twice() {
-    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
-    for has_spool in [false, true] {
-        let mut moods = [Mood::Silent].into_iter();
-        let server = S3::start(move || moods.next().unwrap_or(Mood::Stores));
-        let config = |age: &str| {
-            let output = keys.output(server.address(), &format!("object_age = \"{age}\""));
-            match has_spool {
-                true => durable(&output, &spool),
-                false => format!("{BASE}{output}"),
-            }
-        };
-        let relay = Relay::start(&config("100ms"));
-        let first = post_batch(&relay, 1, 50, 700);
-        wait_until("the object", PATIENCE, || server.store().objects.len() == 1);
-        let mut events = first;
-        events.extend(post_batches(&relay, 2..5, 50, 700));
-        std::fs::write(relay.config_file(), config("200ms")).unwrap();
-        relay.signal(libc::SIGHUP);
-        relay.wait_until_delivered(PATIENCE * 2);
-        assert_are(&lines_of(&server), &events);
-        assert_eq!(server.store().again, 1, "with a directory: {has_spool}");
-        assert_eq!(value(&relay, "output_existing_events_total"), 50.0);
-        assert_eq!(value(&relay, "output_events_total"), 200.0);
-        relay.finish(Backlog::Empty);
-    }
-}
-
 /// Method: each start begins a segment, so one object of each life has the last events of one
 /// segment and the first events of the next. The relay is killed once the server has this object.
 /// The queue must not save a cursor between the two parts, because the object could not be made
@@ -301,37 +269,6 @@ fn an_object_with_events_of_two_segments_is_stored_once_over_a_kill() {
     let mut relay = Relay::start(&config);
     relay.stop();
     assert_are(&lines_of(&server), &events);
-}
-
-/// Method: twenty events of 1 MiB are larger than `filter.max_event_bytes`, even without their
-/// bodies. They come with small events, whose objects end after 24 hours. Objects must be stored
-/// earlier all the same, and the large events must be counted.
-#[test]
-fn events_that_are_too_large_do_not_stop_the_output_until_its_object_ends() {
-    let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
-    let more = "object_age = \"24h\"\nfilter.max_event_bytes = \"4KiB\"";
-    let mut relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), more)));
-    let mut small = Vec::new();
-    let stored = || server.store().objects.len() as u64;
-    for seed in 0..20 {
-        let body = generated_batch(seed, 10, 700);
-        let text = String::from_utf8(body.clone()).unwrap();
-        let agent = format!("\"userAgent\":\"{}\"", "x".repeat(1 << 20));
-        let large = text.replacen("\"userAgent\":\"generated/1.0\"", &agent, 1);
-        assert_eq!(relay.post(large.as_bytes()).status, 200);
-        small.extend(events_of(&body).split_off(1));
-        // An object ends at the fourth large event, at the eighth, and so on.
-        if seed % 4 == 3 {
-            wait_until("an object", PATIENCE, || stored() > seed / 4);
-        }
-    }
-    relay.wait_for_metrics("the large events", PATIENCE, |metrics| {
-        (metrics.value("error_total", &[("plugin", "archive")]) >= 16.0).then_some(())
-    });
-    assert!(stored() <= 6, "{} objects", stored());
-    relay.stop();
-    assert_are(&lines_of(&server), &small);
-    assert_eq!(server.store().again, 0);
 }
 
 /// Method: an optional output, whose consumer is down, fills the queue. The required output has

@@ -1,5 +1,5 @@
 //! `type = "splunk_hec"`: an event is final once the indexer has confirmed it, and not before.
-//! `any_store` tests all kinds of answers.
+//! `tests/sim` tests all kinds of answers.
 
 use crate::support::letters::events_in_letters;
 use crate::support::peers::{Haproxy, forwarder};

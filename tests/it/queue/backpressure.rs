@@ -199,34 +199,6 @@ fn reject_refuses_what_does_not_fit_and_loses_nothing() {
     relay.finish(Backlog::Stable);
 }
 
-#[test]
-fn drop_oldest_costs_only_the_output_that_is_dead() {
-    let batches = batches(12);
-    let room = room_for_five(&batches[0]);
-    let live = HttpSink::accepting();
-    let config = format!(
-        "{}[[output]]\nname = \"live\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n",
-        dead_end(&format!("[queue]\nmax_bytes = {room}\nwhen_full = \"drop_oldest\"\n")),
-        live.address()
-    );
-    let relay = Relay::start(&config);
-    for batch in &batches {
-        // The answer is 429 while an attempt of the dead output has all batches on the wire.
-        wait_until("room", PATIENCE, || relay.post(batch).status == 200);
-        relay.wait_for_metrics("the live output", PATIENCE, |metrics| {
-            (metrics.value("output_backlog_events", &[("output", "live")]) == 0.0).then_some(())
-        });
-    }
-    let metrics = relay.metrics();
-    assert_eq!((lost(&metrics, "live"), lost(&metrics, "queue")), (0.0, 0.0));
-    assert_eq!(lost(&metrics, "consumer"), 70.0);
-    assert_eq!(metrics.value("queue_dropped_events_total", &[("reason", "drop_oldest")]), 70.0);
-    assert_eq!(metrics.value("output_events_total", &[("output", "live")]), 120.0);
-    let all: Vec<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
-    assert!(accepted_events(&live) == all);
-    relay.finish(Backlog::Stable);
-}
-
 /// Returns the tables for `acknowledge = "delivered"` with this timeout.
 fn delivered(timeout: &str) -> String {
     format!(
@@ -418,43 +390,4 @@ fn delivered_counts_waiting_bodies_against_max_in_flight_and_the_queue() {
         relay.metrics().value("in_flight_bytes", &[]) == 0.0
     });
     relay.finish(Backlog::Stable);
-}
-
-/// Method: 30 threads imitate kube-apiserver's client. The relay answers once the consumer has the
-/// batch, and the consumer is down at first. Every event must arrive. Only events that the output
-/// had begun to send when the sender got 503 may arrive twice.
-#[test]
-fn delivered_through_outages_as_kube_apiserver_sends_loses_nothing() {
-    let mut sink = HttpSink::accepting();
-    sink.close();
-    // The timeout is 25 s divided by `FASTER`, because the client gives up after 30 s.
-    let more = "concurrency = 1\nbatch = { max_events = 20 }\n".to_owned() + &delivered("833ms");
-    let relay = Relay::start(&to_sink(sink.address(), &more));
-    let address = relay.address();
-    let senders: Vec<_> = (0..30)
-        .map(|seed: u64| {
-            std::thread::spawn(move || {
-                (seed, send_as_kube_apiserver(address, &generated_batch(seed, 20, 1250)))
-            })
-        })
-        .collect();
-    wait_until("refusals", PATIENCE, || {
-        let labels = [("reason", "delivery_timeout")];
-        relay.metrics().value("requests_rejected_total", &labels) >= 30.0
-    });
-    sink.reopen();
-    let mut expected = Vec::new();
-    for sender in senders {
-        let (seed, sent) = sender.join().unwrap();
-        assert!(sent.accepted, "batch {seed} was given up after {} refusals", sent.refusals.len());
-        sent.refusals.iter().for_each(|refusal| assert_refusal(refusal, 503, 3..=8));
-        expected.extend(events_of(&generated_batch(seed, 20, 1250)));
-    }
-    relay.wait_until_delivered(PATIENCE);
-    let received = accepted_events(&sink);
-    assert_none_missing(&received, &expected);
-    let different: BTreeSet<_> = received.iter().collect();
-    assert_eq!(different.len(), 600);
-    assert!(received.len() <= 600 + 5 * 20, "{} events more than were sent", received.len() - 600);
-    relay.finish(Backlog::Empty);
 }

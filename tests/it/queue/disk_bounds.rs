@@ -61,12 +61,6 @@ struct Posted {
     refused: u32,
 }
 
-impl Posted {
-    fn events(&self) -> u64 {
-        self.accepted.len() as u64 * 400
-    }
-}
-
 /// Four senders each post this many batches of about 200 KB.
 fn overload(address: SocketAddr, first: u32, batches: u64) -> Posted {
     let senders: Vec<_> = (first..first + 4)
@@ -176,72 +170,6 @@ fn copies_of_damaged_records_are_within_the_bounds_too() {
     let relay = Relay::start(&config);
     relay.finish(Backlog::Empty);
     assert_within(watch.most(), MAX);
-}
-
-/// Method: senders overload a queue that drops its oldest segments, with both consumers closed, and
-/// the relay is killed. The losses and the backlogs must add up to the accepted events, the next
-/// start must not count any of them again, and exactly the backlog must arrive, in whole batches.
-#[test]
-fn drop_oldest_drops_whole_segments_and_counts_them_once() {
-    let spool = Spool::new();
-    let mut consumers = [Tallying::tcp().closed(), Tallying::http().closed()];
-    let outputs = [consumers[0].output("lines", ""), consumers[1].output("requests", "")].concat();
-    let config = format!("{BASE}{outputs}{}", queue(&spool, "when_full = \"drop_oldest\"\n"));
-    let mut relay = Relay::start(&config);
-    let watch = Watch::over(&spool);
-    let posted = overload(relay.address(), 0, 30);
-    assert_eq!(posted.refused, 0, "drop_oldest takes everything");
-    relay.settle(Backlog::Stable);
-    let metrics = relay.metrics();
-    let dropped = metrics.sum("queue_dropped_events_total");
-    assert!(dropped > 0.0);
-    let held = real(posted.events()) - dropped;
-    let of =
-        |metrics: &Metrics, name: &str, output: &str| metrics.value(name, &[("output", output)]);
-    for output in ["lines", "requests"] {
-        assert_eq!(metrics.value("error_total", &[("plugin", output)]), dropped);
-        assert_eq!(of(&metrics, "output_backlog_events", output), held);
-    }
-    // Dropped events that were counted before the kill are not counted again after it.
-    relay.kill();
-    let relay = Relay::start(&config);
-    let metrics = relay.metrics();
-    for output in ["lines", "requests"] {
-        assert_eq!(of(&metrics, "output_start_events", output), held, "{}", relay.log_text());
-        assert_eq!(metrics.value("error_total", &[("plugin", output)]), 0.0);
-    }
-    let watched = watch.most();
-    consumers.iter_mut().for_each(|consumer| consumer.set_open(true));
-    relay.finish(Backlog::Empty);
-    assert_within(watched, MAX);
-    for consumer in &consumers {
-        wait_until("what was sent to be read", PATIENCE, || consumer.open() == 0);
-        assert_eq!(real(consumer.tally.ids().len() as u64), held);
-        arrived(consumer);
-    }
-}
-
-#[test]
-fn drop_newest_takes_what_it_can_and_counts_the_rest() {
-    let spool = Spool::new();
-    let mut consumer = Tallying::tcp().closed();
-    let output = consumer.output("out", "");
-    let config = format!("{BASE}{output}{}", queue(&spool, "when_full = \"drop_newest\"\n"));
-    let relay = Relay::start(&config);
-    let watch = Watch::over(&spool);
-    let posted = overload(relay.address(), 0, 20);
-    assert_eq!(posted.refused, 0, "drop_newest answers 200 to everything");
-    let metrics = relay.metrics();
-    let dropped = metrics.sum("queue_dropped_events_total");
-    assert!(dropped > 0.0);
-    assert_eq!(metrics.value("error_total", &[("plugin", "queue")]), dropped);
-    assert_eq!(metrics.value("event_total", &[]), real(posted.events()));
-    consumer.set_open(true);
-    relay.finish(Backlog::Empty);
-    assert_within(watch.most(), MAX);
-    wait_until("what was sent to be read", PATIENCE, || consumer.open() == 0);
-    assert_eq!(real(consumer.tally.ids().len() as u64), real(posted.events()) - dropped);
-    arrived(&consumer);
 }
 
 /// A consumer that only counts lines.

@@ -32,10 +32,6 @@ fn of_output(metrics: &Metrics, name: &str, output: &str) -> f64 {
     metrics.get(name, &[("output", output)]).unwrap_or_else(|| panic!("{name} of {output}"))
 }
 
-fn lost(metrics: &Metrics, output: &str) -> f64 {
-    metrics.value("error_total", &[("plugin", output)])
-}
-
 #[allow(clippy::cast_precision_loss, reason = "a few thousand")]
 fn real(count: u64) -> f64 {
     count as f64
@@ -158,47 +154,6 @@ fn an_output_that_is_new_joins_at_the_end() {
     assert_eq!(numbers(&new), all(500..700));
 }
 
-#[test]
-fn an_output_that_is_gone_leaves_its_backlog_in_its_own_count() {
-    let spool = Spool::new();
-    let (kept, gone) = (Tallying::tcp(), Tallying::http().closed());
-    let mut gone = gone;
-    let (kept_output, gone_output) = (kept.output("kept", ""), gone.output("gone", ""));
-    let both = config(&[kept_output.clone(), gone_output], &spool);
-    let one = config(&[kept_output], &spool);
-    let mut relay = Relay::start(&both);
-    post(&relay, 0..600);
-    kept.tally.wait_for_count(600, PATIENCE);
-    relay.wait_for_metrics("the delivery to be final", PATIENCE, |metrics| {
-        (of_output(metrics, "output_backlog_events", "kept") == 0.0).then_some(())
-    });
-    relay.stop();
-
-    let mut relay = Relay::start(&one);
-    assert_eq!(lost(&relay.metrics(), "gone"), 600.0, "{}", relay.log_text());
-    assert_eq!(lost(&relay.metrics(), "kept"), 0.0);
-    wait_until("a loss to be said", PATIENCE, || relay.log_text().contains("gone"));
-    post(&relay, 600..700);
-    relay.settle(Backlog::Empty);
-    // The backlog is counted once. The next start does not count it again, nor does a start after a
-    // kill.
-    relay.kill();
-    let mut relay = Relay::start(&one);
-    assert_eq!(lost(&relay.metrics(), "gone"), 0.0);
-    relay.stop();
-
-    // An output that returns under its old name is a new output.
-    gone.reopen();
-    let relay = Relay::start(&both);
-    assert_eq!(of_output(&relay.metrics(), "output_start_events", "gone"), 0.0);
-    post(&relay, 700..750);
-    relay.finish(Backlog::Empty);
-    assert_eq!(numbers(&gone), all(700..750));
-    kept.wait_until_left();
-    let arrived: BTreeSet<u64> = numbers(&kept).into_iter().collect();
-    assert_eq!(arrived, (0..750).collect());
-}
-
 /// The spool of a relay that was stopped. `ahead` has received all 1,000 events, and `behind` the
 /// first 400. No segment was deleted.
 struct Halfway {
@@ -283,40 +238,6 @@ fn each_output_resumes_where_the_cursors_say_or_at_the_oldest_record() {
         assert_eq!(relay.metrics().sum("output_start_events"), 0.0);
         relay.finish(Backlog::Empty);
     }
-}
-
-#[test]
-fn the_newer_slot_damaged_falls_back_to_the_older() {
-    let halfway = halfway();
-    damage_slot(&halfway.spool, 0);
-    let before = [numbers(&halfway.ahead).len(), numbers(&halfway.behind).len()];
-    let relay = Relay::start(&halfway.config);
-    let starts = relay.metrics();
-    let start = |output| of_output(&starts, "output_start_events", output);
-    assert!(start("behind") >= 600.0 && start("ahead") >= 0.0);
-    relay.wait_until_delivered(PATIENCE);
-    assert_eq!(relay.metrics().sum("error_total"), 0.0);
-    relay.finish(Backlog::Empty);
-    for (consumer, before, start) in
-        [(&halfway.ahead, before[0], start("ahead")), (&halfway.behind, before[1], start("behind"))]
-    {
-        let came = || real(numbers(consumer)[before..].len() as u64);
-        wait_until("what was found at the start", PATIENCE, || came() >= start);
-        let came = numbers(consumer)[before..].to_vec();
-        assert_eq!(came, all(1000 - came.len() as u64..1000));
-    }
-}
-
-#[test]
-fn an_output_that_the_damaged_slot_may_have_named_starts_at_the_oldest_record() {
-    let halfway = halfway();
-    damage_slot(&halfway.spool, 0);
-    let new = Tallying::http();
-    let config = format!("{}{}", halfway.config, new.output("new", ""));
-    let relay = Relay::start(&config);
-    assert_eq!(of_output(&relay.metrics(), "output_start_events", "new"), 1000.0);
-    relay.finish(Backlog::Empty);
-    assert_eq!(numbers(&new), all(0..1000));
 }
 
 #[test]

@@ -128,38 +128,6 @@ fn what_no_required_output_needs_does_not_fill_the_queue() {
     }
 }
 
-/// Method: an optional output's consumer answers its first request only after the queue has dropped
-/// the batch. The batch counts as lost, and the late answer must not count it again.
-#[test]
-fn an_optional_consumer_that_hangs_blocks_nobody_and_what_it_answers_late_counts_once() {
-    let spool = Spool::new();
-    for queue in queues(&spool) {
-        let goes_on = Arc::new(AtomicBool::new(false));
-        let required = HttpSink::accepting();
-        let archive = HttpSink::start({
-            let goes_on = Arc::clone(&goes_on);
-            move |_| {
-                wait_until("its turn", PATIENCE * 4, || goes_on.load(Ordering::Relaxed));
-                Answer::status(200)
-            }
-        });
-        let relay = Relay::start(&config(required.address(), archive.address(), &queue));
-        let first = post(&relay, 0..1);
-        archive.wait_for_count(1, PATIENCE);
-        let sent = [first, post(&relay, 1..60)].concat();
-        assert!(accepted_events(&required) == sent, "the required output got something else");
-        let lost = assert_lost_alone(&relay);
-        goes_on.store(true, Ordering::Relaxed);
-        relay.wait_for_metrics("the archive", PATIENCE, |metrics| {
-            (of_archive(metrics, "output_backlog_events") == 0.0).then_some(())
-        });
-        assert_eq!(assert_lost_alone(&relay), lost, "the first is lost, and it has it");
-        let got = [&sent[..EVENTS], &sent[lost..]].concat();
-        assert!(accepted_events(&archive) == got, "not the first and the newest");
-        relay.finish(Backlog::Empty);
-    }
-}
-
 /// Method: an optional output on disk loses its oldest events while its consumer is down, and the
 /// relay is killed. After the next start, the consumer must receive the newest events in order, at
 /// least all that had not been counted as lost.

@@ -22,19 +22,16 @@ const TARGET: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,ite
 
 /// How the consumer handles one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "the simulator uses it")]
 pub(crate) enum Mood {
     /// The consumer stores or refuses each document, as the function `status` says.
     Judges,
-    /// The consumer responds with this status and stores nothing.
-    Status(u16),
     /// The consumer responds with 413 if there are more than 50 documents. Otherwise like `Judges`.
     Small,
     /// The consumer stores all that it does not refuse, and closes the connection.
     Mute,
     /// The consumer stores all that it does not refuse, but its answer breaks off.
     Cut,
-    /// The consumer stores all that it does not refuse, but its answer is not JSON.
-    Babbles,
 }
 
 /// The documents by `_id`, and the requests so far.
@@ -76,10 +73,9 @@ impl Elasticsearch {
             store.requests.push(documents.len());
             let mood = mood();
             let mood = match mood {
-                Mood::Status(status) => return Answer::status(status),
                 Mood::Small if documents.len() > 50 => return Answer::status(413),
                 Mood::Small => Mood::Judges,
-                mood @ (Mood::Judges | Mood::Mute | Mood::Cut | Mood::Babbles) => mood,
+                mood @ (Mood::Judges | Mood::Mute | Mood::Cut) => mood,
             };
             let mut items = Vec::new();
             for (id, document) in documents {
@@ -110,13 +106,12 @@ impl Elasticsearch {
             match mood {
                 Mood::Judges => Answer::status(200).body(answer),
                 Mood::Mute => Answer::hang_up(),
-                Mood::Babbles => Answer::status(200).body("<html>welcome</html>"),
                 Mood::Cut => {
                     let length = 2 * answer.len();
                     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
                     Answer::raw(head + &answer).closing()
                 }
-                Mood::Status(_) | Mood::Small => unreachable!("answered above"),
+                Mood::Small => unreachable!("answered above"),
             }
         });
         Self { sink, kept: store }

@@ -74,13 +74,12 @@ pub(crate) enum Grant {
 
 /// How IBM Cloud Logs handles one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "the simulator uses it")]
 pub(crate) enum Mood {
     /// The service stores the records. If one is bad, it stores nothing and responds with 400.
     Stores,
     /// The service responds with this status and stores nothing.
     Status(u16),
-    /// The service responds with 429 and `Retry-After: 0`, and stores nothing.
-    Busy,
     /// The service responds with 413 if there are more than 50 records. Otherwise like `Stores`.
     Small,
     /// Like `Stores`, but it closes the connection instead of responding with 200.
@@ -227,7 +226,6 @@ impl Memory {
         }
         match mood {
             Mood::Status(status) => return Answer::status(status).body(authorization),
-            Mood::Busy => return Answer::status(429).header("Retry-After", "0"),
             Mood::Resets => return Answer::reset(),
             Mood::Page => return Answer::status(200).body("<html>sign in</html>"),
             Mood::Small if records.len() > 50 => return Answer::status(413),

@@ -19,6 +19,7 @@ const VERBS: [&str; 9] =
 
 /// How the consumer handles one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "the simulator uses it")]
 pub(crate) enum Mood {
     /// The consumer stores the valid entries. It responds with 204, or 400 if an entry is invalid.
     Stores,
@@ -26,18 +27,12 @@ pub(crate) enum Mood {
     StoresWith200,
     /// The consumer responds with this status and stores nothing.
     Status(u16),
-    /// The consumer responds with 429 and `Retry-After`, and stores nothing.
-    Busy,
     /// The consumer responds with 413 if there are more than 50 entries. Otherwise like `Stores`.
     Small,
     /// The consumer stores the valid entries, and responds with 500.
     StoresAndFails,
-    /// The consumer closes the connection. If `true`, it has stored the valid entries.
-    HangsUp(bool),
     /// The consumer stores the valid entries, but its answer breaks off.
     Cut,
-    /// The consumer stores nothing, and responds with 200 and a web page.
-    Page,
     /// The consumer stores nothing, and responds with 200 and an error.
     FailsWith200,
 }
@@ -111,14 +106,9 @@ impl Loki {
             store.requests.push(entries.len());
             let mood = mood();
             let stores = match mood {
-                Mood::Status(_) | Mood::Busy | Mood::HangsUp(false) => false,
-                Mood::Page | Mood::FailsWith200 => false,
+                Mood::Status(_) | Mood::FailsWith200 => false,
                 Mood::Small => entries.len() <= 50,
-                Mood::Stores
-                | Mood::StoresWith200
-                | Mood::StoresAndFails
-                | Mood::HangsUp(true)
-                | Mood::Cut => true,
+                Mood::Stores | Mood::StoresWith200 | Mood::StoresAndFails | Mood::Cut => true,
             };
             let mut refused = 0;
             for entry in entries {
@@ -139,11 +129,8 @@ impl Loki {
                 Mood::Small if stores => judged(204),
                 Mood::Small => Answer::status(413),
                 Mood::Status(status) => Answer::status(status),
-                Mood::Busy => Answer::status(429).header("Retry-After", "0"),
                 Mood::StoresAndFails => Answer::status(500),
-                Mood::HangsUp(_) => Answer::hang_up(),
                 Mood::Cut => Answer::raw("HTTP/1.1 204 No Cont").closing(),
-                Mood::Page => Answer::status(200).body("\n<html>sign in</html>"),
                 Mood::FailsWith200 => {
                     Answer::status(200).body(r#"{"status":"error","error":"s3cr3t"}"#)
                 }

@@ -12,24 +12,19 @@ use super::server::Options;
 
 /// How the receiver handles one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "the simulator uses it")]
 pub(crate) enum Mood {
     /// The receiver stores the valid records, and sends 200 with the number of rejected records.
     Counts,
     /// If all records are valid, it stores them and responds with this status. Otherwise it stores
     /// nothing and responds with 400.
     Stores(u16),
-    /// The receiver responds with this status and stores nothing.
-    Status(u16),
-    /// The receiver responds with 429 and `Retry-After`, and stores nothing.
-    Busy,
     /// The receiver sends 413 if there are more than 50 records. Otherwise like `Stores(200)`.
     Small,
     /// The receiver closes the connection. If `true`, it has stored the valid records.
     HangsUp(bool),
     /// The receiver stores the valid records, but its answer breaks off.
     Cut,
-    /// The receiver stores nothing, and responds with 200 and a web page.
-    Page,
     /// The receiver stores nothing, and responds with 200 and an empty web page.
     EmptyPage,
     /// Like [`Mood::Counts`], but it answers in JSON.
@@ -108,8 +103,7 @@ impl Otlp {
                 Mood::Counts | Mood::CountsInJson | Mood::HangsUp(true) | Mood::Cut => true,
                 Mood::Stores(_) => refused.is_empty(),
                 Mood::Small => count <= 50 && refused.is_empty(),
-                Mood::Status(_) | Mood::Busy | Mood::HangsUp(false) => false,
-                Mood::Page | Mood::EmptyPage => false,
+                Mood::HangsUp(false) | Mood::EmptyPage => false,
             };
             if stores {
                 store.records.extend(valid);
@@ -133,13 +127,10 @@ impl Otlp {
                 Mood::Small if count > 50 => Answer::status(413),
                 Mood::Small if stores => Answer::status(200),
                 Mood::Stores(_) | Mood::Small => Answer::status(400).body("s3cr3t"),
-                Mood::Status(status) => Answer::status(status),
-                Mood::Busy => Answer::status(429).header("Retry-After", "0"),
                 Mood::HangsUp(_) => Answer::hang_up(),
                 Mood::Cut => {
                     Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\x0a\x07").closing()
                 }
-                Mood::Page => Answer::status(200).body("<html>sign in</html>"),
                 Mood::EmptyPage => Answer::status(200).header("Content-Type", "text/html"),
             }
         });

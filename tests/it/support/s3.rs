@@ -38,6 +38,7 @@ pub(crate) const PATH: &str = "/audit-archive/clusters/prod%2B1/";
 
 /// How the fake handles one request to store an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "the simulator uses it")]
 pub(crate) enum Mood {
     /// The fake stores a new object. If the object exists, it responds with 412.
     Stores,
@@ -49,8 +50,6 @@ pub(crate) enum Mood {
     HangsUp(bool),
     /// Like `Stores`, but the answer breaks off.
     Cut,
-    /// Like `Stores`, but the fake never answers.
-    Silent,
     /// For a new object, the fake answers after this time. If not `stores`, it responds with 500
     /// and stores nothing. Until then, it responds to other requests for the object with 409, as S3
     /// does when conditional writes race.
@@ -204,7 +203,7 @@ impl S3 {
                 Mood::Page => return stored().body("\n<html>sign in</html>"),
                 Mood::HangsUp(false) => return Answer::hang_up(),
                 Mood::Stores | Mood::StoresAndFails | Mood::HangsUp(true) => {}
-                Mood::Cut | Mood::Unconditional | Mood::Silent | Mood::Races { .. } => {}
+                Mood::Cut | Mood::Unconditional | Mood::Races { .. } => {}
                 Mood::NoChecksum(..) => {}
             }
             if store.under_way.get(&name).is_some_and(|until| Instant::now() < *until) {
@@ -235,7 +234,6 @@ impl S3 {
                 Mood::Races { time, .. } => stored().after(time),
                 Mood::StoresAndFails => error(500, "InternalError"),
                 Mood::HangsUp(_) => Answer::hang_up(),
-                Mood::Silent => Answer::never(),
                 Mood::Cut => Answer::raw("HTTP/1.1 200 OK\r\nContent-Len").closing(),
                 Mood::Fails(..) | Mood::Page | Mood::FailsWith200 => {
                     unreachable!("answered above")

@@ -17,6 +17,7 @@ pub(crate) const TOKEN: &str = "b0221cd8-c4b4-465a-9a3c-273e3a75aa29";
 
 /// How the collector handles one request.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(dead_code, reason = "the simulator uses it")]
 pub(crate) enum Mood {
     /// The collector accepts events, or says which requests are indexed.
     Serves,

@@ -13,13 +13,10 @@ const SEGMENT_MAGIC: &[u8] = b"\xFFKAFSEG\0";
 const RECORD_MAGIC: &[u8] = b"\xFFKAFREC\0";
 
 /// Groups of records start at multiples of this many bytes.
-pub(crate) const BLOCK: usize = 4096;
+const BLOCK: usize = 4096;
 
 /// The size of a record's header, in bytes.
-pub(crate) const RECORD_HEADER: usize = 64;
-
-/// The size of a segment's header, in bytes.
-pub(crate) const SEGMENT_HEADER: usize = 48;
+const RECORD_HEADER: usize = 64;
 
 /// The size of a slot in `cursors`, in bytes.
 pub(crate) const SLOT: usize = 16 * 1024;
@@ -129,13 +126,6 @@ impl Spool {
         segments
     }
 
-    pub(crate) fn quarantined(&self) -> Vec<Vec<u8>> {
-        let Ok(entries) = std::fs::read_dir(self.path.join("quarantine")) else {
-            return Vec::new();
-        };
-        entries.map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
-    }
-
     pub(crate) fn edit(&self, file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let path = self.path.join(file);
         let mut bytes = std::fs::read(&path).expect("a file of the spool");
@@ -214,29 +204,6 @@ pub(crate) fn forge_lines(record: &Record, segment: &mut [u8], forge: impl FnOnc
     header[56..60].copy_from_slice(&crc32c::crc32c_append(seed, lines).to_le_bytes());
     let crc = crc32c::crc32c_append(seed, &header[..60]);
     header[60..].copy_from_slice(&crc.to_le_bytes());
-}
-
-/// Returns a group of records that can follow the record with the header `last` in this segment.
-/// Each element of `records` is the lines of one record.
-pub(crate) fn group_behind(segment: &Path, last: &[u8], records: &[&[u8]]) -> Vec<u8> {
-    let seed = seed_of(segment);
-    let (mut first, mut first_byte) =
-        (number(last, 8) + number(last, 40), number(last, 16) + number(last, 32));
-    let group = first;
-    let mut bytes = Vec::new();
-    for lines in records {
-        let events = memchr::memchr_iter(b'\n', lines).count() as u64;
-        let mut header = RECORD_MAGIC.to_vec();
-        for field in [first, first_byte, number(last, 24), lines.len() as u64, events, group] {
-            header.extend(field.to_le_bytes());
-        }
-        header.extend(crc32c::crc32c_append(seed, lines).to_le_bytes());
-        header.extend(crc32c::crc32c_append(seed, &header).to_le_bytes());
-        bytes.extend([&header, *lines].concat());
-        first += events;
-        first_byte += lines.len() as u64;
-    }
-    bytes
 }
 
 /// Sets the format version in a segment's header, and corrects the header's CRC.

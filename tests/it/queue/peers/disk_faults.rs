@@ -1,8 +1,9 @@
 //! Disks that are full or fail. No batch is acknowledged before it is safe, deliveries continue,
 //! and the relay accepts batches again by itself once the disk works.
 //!
-//! Full disks are real: a small tmpfs, and ext4 on a loop device. Other errors come from strace,
-//! which replaces the results of the relay's system calls.
+//! Full disks are real: a small tmpfs, and ext4 on a loop device. Delays, and a file system that
+//! reserves no space, come from strace, which delays or replaces the relay's system calls. The
+//! simulation in `crates/queue/src/spool/tests` and the simulator let any operation fail.
 
 use std::ops::Range;
 
@@ -300,245 +301,32 @@ fn a_full_ext4_is_served_again_once_there_is_room_by_deliveries_or_by_somebody()
 }
 
 /// Starts a relay under strace, which makes some of its system calls fail or delays them.
-/// `injection` names the call and the fault. With `paths`, only calls on these files are counted
-/// and affected. `-D` makes strace a grandchild, so that the relay remains our child.
-fn start_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
-    let mut relay = launch_with(config, injection, paths);
+/// `injection` names the call and the fault. `-D` makes strace a grandchild, so that the relay
+/// remains our child.
+fn start_with(config: &str, injection: &str) -> Relay {
+    let call = injection.split(':').next().expect("a system call");
+    let (trace, inject) = (format!("trace={call}"), format!("inject={injection}"));
+    let words = ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    let mut relay = Relay::with(config).launcher(&words).launch();
     assert!(relay.listens_or_exits(1), "{injection}: it does not start:\n{}", relay.log_text());
     relay
 }
 
-/// Like [`start_with`], but does not wait until the relay listens.
-fn launch_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
-    let call = injection.split(':').next().expect("a system call");
-    let (trace, inject) = (format!("trace={call}"), format!("inject={injection}"));
-    let mut words = vec!["strace", "-D", "-f", "-qqq", "-o", "/dev/null"];
-    words.extend(["-e", &trace, "-e", &inject]);
-    words.extend(paths.iter().flat_map(|path| ["-P", text(path)]));
-    Relay::with(config).launcher(&words).launch()
-}
-
 /// Segments that have room for only a few batches.
 const SMALL_SEGMENTS: &str = "segment_bytes = \"64KiB\"\n";
-
-/// The effects of a series of faults.
-#[derive(Debug, Default)]
-struct Met {
-    /// How many relays failed to start.
-    unstarted: u32,
-    /// How many relays refused a batch.
-    refused: u32,
-}
-
-/// Method: the relay runs with this fault under a load of small batches until it accepts batches
-/// again. It is killed, and started on a disk without faults. All accepted events must arrive at
-/// both consumers. Every refusal must be counted, and the log must give the system's error. A relay
-/// that does not start must end with status 1 and log the system's error.
-fn with_fault(injection: &str, met: &mut Met) {
-    let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
-    let mut relay = launch_with(&scene.config(), injection, &[]);
-    if relay.listens_or_exits(1) {
-        // A fault that recurs permits only a few accepted batches in a row.
-        let enough = if injection.contains('+') { 3 } else { 20 };
-        let mut in_a_row = 0;
-        let begun = Instant::now();
-        // A batch is about 9 KB, so 60 batches fill nine segments.
-        while scene.sent.len() < 60 || in_a_row < enough {
-            assert!(begun.elapsed() < PATIENCE, "{injection}: no way back\n{}", relay.log_text());
-            if scene.post(&relay, 20) {
-                in_a_row += 1;
-            } else {
-                in_a_row = 0;
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        let metrics = relay.metrics();
-        let errors = metrics.value("spool_write_errors_total", &[]);
-        assert_eq!(rejected(&metrics), f64::from(scene.refused), "{injection}");
-        assert_eq!(metrics.value("event_total", &[]), real(scene.accepted()), "{injection}");
-        assert_eq!(metrics.get("queue_writable", &[]), Some(1.0), "{injection}");
-        assert_eq!(metrics.sum("error_total"), 0.0, "{injection}");
-        if scene.refused > 0 {
-            met.refused += 1;
-            assert!(errors > 0.0, "{injection}: {} refused, no error counted", scene.refused);
-            wait_until("the reason", PATIENCE, || relay.log_text().contains("os error"));
-        }
-        scene.wait_for_live();
-        relay.kill();
-    } else {
-        met.unstarted += 1;
-        let said = relay.log_text();
-        assert_eq!(relay.wait().code(), Some(1), "{injection}: {said}");
-        assert!(said.contains("os error"), "{injection}: it says why: {said}");
-    }
-    let relay = scene.start();
-    assert_recovered(&mut scene, &relay);
-    scene.finish(relay);
-}
-
-fn with_faults(injections: &[&str]) {
-    let mut met = Met::default();
-    for injection in injections {
-        with_fault(injection, &mut met);
-    }
-    eprintln!("{} faults: {met:?}", injections.len());
-    let hit = usize::try_from(met.refused).unwrap();
-    assert!(2 * hit >= injections.len(), "few of them had any effect: {met:?}");
-}
-
-/// Method: [`with_fault`] with syncs that fail once, several times in a row, or periodically, with
-/// several errors.
-#[test]
-fn a_failed_sync_refuses_its_batches_and_no_others() {
-    with_faults(&[
-        "fdatasync:error=EIO:when=20",
-        "fdatasync:error=ENOSPC:when=10..12",
-        "fdatasync:error=EDQUOT:when=5+9",
-    ]);
-}
-
-/// Method: [`with_fault`] with writes that fail once, several times in a row, or periodically, with
-/// several errors.
-#[test]
-fn a_failed_write_refuses_its_batches_and_no_others() {
-    with_faults(&[
-        "pwritev:error=ENOSPC:when=7",
-        "pwritev:error=EROFS:when=10..12",
-        "pwritev:error=EIO:when=4+11",
-    ]);
-}
-
-/// Method: [`with_fault`] with a disk that cannot reserve space for a new segment. Senders do not
-/// notice a failure that hits a file made ahead of time, so each fault hits several calls.
-#[test]
-fn a_new_segment_that_finds_no_room_refuses_until_there_is_some() {
-    with_faults(&["fallocate:error=ENOSPC:when=4..12", "fallocate:error=EIO:when=5..8"]);
-}
-
-/// Method: [`with_fault`] with calls of fsync that fail. The queue uses fsync for directories only.
-/// Senders do not notice a failure that hits a file made ahead of time, so each fault hits several
-/// calls.
-#[test]
-fn a_directory_that_is_not_synced_holds_nothing_acknowledged() {
-    with_faults(&["fsync:error=EIO:when=4..7", "fsync:error=EIO:when=6..11"]);
-}
-
-/// Disk faults during a relay's life. `N` stands for the number of the first call that is hit.
-const FAULTS: [&str; 9] = [
-    "fdatasync:error=EIO:when=N",
-    "fdatasync:error=EIO:when=N+5",
-    "fdatasync:delay_enter=30000:when=N+1",
-    "pwritev:error=EIO:when=N",
-    "pwritev:error=ENOSPC:when=N+3",
-    "pwritev:delay_exit=20000:when=N+2",
-    "fallocate:error=ENOSPC:when=N+2",
-    "fsync:error=EIO:when=N",
-    "ftruncate:error=EIO:when=N+1",
-];
-
-/// Method: in each round a relay runs under load with a fault from [`FAULTS`] at a random call, and
-/// is killed at a random moment. At the end, a relay without faults starts on the same spool. It
-/// must find no damage, and every event that was answered with 200 must arrive at both consumers,
-/// in order.
-#[test]
-fn what_was_answered_200_survives_kills_of_a_relay_whose_disk_fails() {
-    let rounds = number_from("KUBE_AUDIT_FORWARDER_FAULTS", 20);
-    let mut rng = rng();
-    let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
-    let senders = Senders::start(3, Bodies::Mixed, &mut rng);
-    for _ in 0..rounds {
-        let fault = FAULTS[rng.usize(..FAULTS.len())];
-        let fault = fault.replace("=N", &format!("={}", rng.u32(2..40)));
-        scene.late.set_open(rng.bool());
-        let mut relay = launch_with(&scene.config(), &fault, &[]);
-        if relay.listens_or_exits(1) {
-            senders.go_to(relay.address());
-            std::thread::sleep(Duration::from_millis(rng.u64(..800)));
-            relay.kill();
-            senders.wait();
-        } else {
-            let said = relay.log_text();
-            assert_eq!(relay.wait().code(), Some(1), "{fault}: {said}");
-            assert!(said.contains("os error"), "{fault}: it says why: {said}");
-        }
-        wait_until("the ends of its connections", PATIENCE, || {
-            scene.live.open() == 0 && scene.late.open() == 0
-        });
-    }
-    let relay = scene.start();
-    senders.go_to(relay.address());
-    let metrics = relay.metrics();
-    assert_eq!(metrics.value("spool_corrupt_records_total", &[]), 0.0, "{}", relay.log_text());
-    scene.sent = senders.finish();
-    scene.late.set_open(true);
-    relay.settle(Backlog::Empty);
-    assert_eq!(relay.metrics().sum("error_total"), 0.0, "{}", relay.log_text());
-    eprintln!("{rounds} kills, {} events accepted", scene.accepted());
-    assert!(scene.accepted() > rounds * 50, "too few to mean anything: {}", scene.accepted());
-    scene.finish(relay);
-}
 
 /// Method: strace makes every reservation of space fail, as on a file system that does not support
 /// it. Every batch must be accepted, and everything must arrive after a kill.
 #[test]
 fn where_the_file_system_reserves_nothing_the_files_grow() {
     let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
-    let mut relay = start_with(&scene.config(), "fallocate:error=EOPNOTSUPP", &[]);
+    let mut relay = start_with(&scene.config(), "fallocate:error=EOPNOTSUPP");
     for _ in 0..60 {
         assert!(scene.post(&relay, 20));
     }
     relay.kill();
     let relay = scene.start();
     scene.finish(relay);
-}
-
-/// Method: strace makes four deletions fail, for each of two system calls. Every batch must be
-/// accepted, no event may arrive twice at the live consumer, and the segments must be deleted in
-/// the end.
-#[test]
-fn a_segment_that_can_not_be_deleted_is_no_reason_to_refuse_or_to_repeat() {
-    let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
-    scene.late.set_open(true);
-    for call in ["unlink", "unlinkat"] {
-        let injection = format!("{call}:error=EIO:when=2..5");
-        let mut relay = start_with(&scene.config(), &injection, &[]);
-        for _ in 0..100 {
-            assert!(scene.post(&relay, 20));
-        }
-        relay.settle(Backlog::Empty);
-        relay.stop();
-    }
-    let relay = scene.start();
-    assert!(scene.post(&relay, 20));
-    relay.settle(Backlog::Empty);
-    let repeats = check("live", &scene.sent, &scene.live.tally.arrivals());
-    assert_eq!(repeats.len(), 0);
-    // The 200 batches are 1.8 MB, which is more than three segments.
-    wait_until("old segments to be deleted", PATIENCE, || scene.spool.segments().len() <= 3);
-    scene.finish(relay);
-}
-
-/// Method: a relay is killed with a backlog. In the next relay, a read of a segment fails once, at
-/// a different read in each of three runs. Every event must arrive, and none may be counted as
-/// lost.
-#[test]
-fn a_read_that_fails_once_loses_nothing() {
-    for when in ["when=2", "when=6", "when=15"] {
-        let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
-        let mut relay = scene.start();
-        for _ in 0..60 {
-            assert!(scene.post(&relay, 20));
-        }
-        relay.kill();
-        scene.late.set_open(true);
-        let segments: Vec<PathBuf> =
-            scene.spool.segments().iter().map(|segment| scene.spool.path().join(segment)).collect();
-        let injection = format!("pread64:error=EIO:{when}");
-        let relay = start_with(&scene.config(), &injection, &segments);
-        relay.settle(Backlog::Empty);
-        assert_eq!(relay.metrics().sum("error_total"), 0.0, "{when}: {}", relay.log_text());
-        scene.finish(relay);
-    }
 }
 
 /// Method: strace delays every sync by 300 ms, while 16 senders post single events. No answer may
@@ -548,7 +336,7 @@ fn a_slow_disk_is_shared_by_all_who_wait_and_holds_up_nobody_else() {
     const SYNC: Duration = Duration::from_millis(300);
     let scene = Scene::new(Spool::new(), "");
     let injection = format!("fdatasync:delay_enter={}", SYNC.as_micros());
-    let relay = start_with(&scene.config(), &injection, &[]);
+    let relay = start_with(&scene.config(), &injection);
     let address = relay.address();
     let begun = Instant::now();
     let senders: Vec<_> = (0..16)
@@ -596,7 +384,7 @@ fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
     let mut scene = Scene::new(Spool::new(), "[shutdown]\ndrain_timeout = \"3s\"\n");
     // The first syncs, which belong to the start, do not hang.
     let injection = "fdatasync:delay_enter=60000000:when=8+";
-    let mut relay = start_with(&scene.config(), injection, &[]);
+    let mut relay = start_with(&scene.config(), injection);
     let address = relay.address();
     let stuck = wait_for("a sync that hangs", PATIENCE, || {
         let numbers = scene.next(1);
@@ -626,7 +414,7 @@ fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
 fn a_disk_that_hangs_and_goes_on_is_told_in_the_log_once() {
     let mut scene = Scene::new(Spool::new(), "");
     // The first syncs, which belong to the start, do not hang.
-    let relay = start_with(&scene.config(), "fdatasync:delay_enter=17000000:when=8", &[]);
+    let relay = start_with(&scene.config(), "fdatasync:delay_enter=17000000:when=8");
     wait_until("a sync that hangs", PATIENCE, || {
         scene.post(&relay, 1);
         relay.log_text().contains("does not respond")
@@ -649,7 +437,7 @@ fn a_disk_that_hangs_and_goes_on_is_told_in_the_log_once() {
 #[test]
 fn a_start_that_waits_for_the_disk_is_told_in_the_log() {
     let mut scene = Scene::new(Spool::new(), "");
-    let relay = start_with(&scene.config(), "fdatasync:delay_enter=8000000:when=1", &[]);
+    let relay = start_with(&scene.config(), "fdatasync:delay_enter=8000000:when=1");
     let log = relay.log_text();
     let waits = log.find("the queue on disk is not open after 5 s").expect("a warning");
     assert!(waits < log.find("\"listening\"").expect("it listens"), "{log}");
@@ -662,7 +450,7 @@ fn a_start_that_waits_for_the_disk_is_told_in_the_log() {
 #[test]
 fn answers_that_wait_for_a_slow_disk_are_shown_and_a_warning() {
     let mut scene = Scene::new(Spool::new(), "");
-    let relay = start_with(&scene.config(), "fdatasync:delay_enter=1200000", &[]);
+    let relay = start_with(&scene.config(), "fdatasync:delay_enter=1200000");
     assert!(scene.post(&relay, 1));
     let status = http::get(relay.admin(), "/status").unwrap().json();
     let slowest = status["listeners"][0]["latency_p99_seconds"].as_f64().unwrap();
