@@ -196,6 +196,11 @@ impl Relay {
         let late: BTreeMap<_, _> =
             status.outputs.iter().map(|it| (it.name.clone(), it.backlog.lag_max_seconds)).collect();
         assert_eq!(lags, late, "{text}");
+        // The metrics of a removed output leave when its delivery has ended.
+        let is_here = async |it: &Self| {
+            it.series("output_up").await.keys().all(|name| lags.contains_key(name))
+        };
+        self.until("the end of output_up", is_here).await;
         // The metric changes when the old delivery has ended.
         let paused = of(|it| it.pause);
         self.until("output_paused", async |it| it.series("output_paused").await == paused).await;
@@ -416,29 +421,32 @@ fn copied(from: &std::path::Path) -> TempDir {
 /// the next event. The undelivered events of the earlier output are lost, and counted once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_removed_output_has_not_delivered_is_counted_and_the_next_one_begins_behind_it() {
-    let (a, b) = (dead_end("a", ""), dead_end("b", ""));
-    let mut relay = Relay::start(&format!("{BASE}{a}{b}")).await;
-    let lost = async |relay: &Relay, name: &str| relay.series("error_total").await[name];
-    relay.append(5).await;
-    // `b` is renamed to `c`, and `a` stays.
-    assert_eq!(relay.reload(&format!("{BASE}{a}{}", dead_end("c", ""))).await, None);
-    relay.until("the loss", async |it| lost(it, "b").await == 5.0).await;
-    relay.append(2).await;
-    assert_eq!(relay.backlogs(), [("a".to_owned(), 7), ("c".to_owned(), 2)].into());
-    // `c` gets the name `b` again, and with it the counters of `b`.
-    assert_eq!(relay.reload(&format!("{BASE}{a}{b}")).await, None);
-    relay.until("the loss", async |it| lost(it, "c").await == 2.0).await;
-    relay.append(1).await;
-    assert_eq!(relay.backlogs(), [("a".to_owned(), 8), ("b".to_owned(), 1)].into());
-    // `b` is removed, and added by the next reload, which waits until the old `b` has left.
-    assert_eq!(relay.reload(&format!("{BASE}{a}")).await, None);
-    assert_eq!(relay.reload(&format!("{BASE}{a}{b}")).await, None);
-    assert_eq!(relay.backlogs(), [("a".to_owned(), 8), ("b".to_owned(), 0)].into());
-    assert_eq!((lost(&relay, "a").await, lost(&relay, "b").await), (0.0, 6.0));
-    let status = relay.status().await;
-    assert_eq!(status.losses.lost_events, 8);
-    let counts: Vec<_> = status.outputs.iter().map(|it| it.counts.lost_events).collect();
-    assert_eq!(counts, [0, 6]);
+    let directory = tempfile::tempdir().expect("a directory");
+    for queue in [String::new(), format!("[queue]\ndirectory = {:?}\n", directory.path())] {
+        let (a, b) = (dead_end("a", ""), dead_end("b", ""));
+        let mut relay = Relay::start(&format!("{BASE}{a}{b}{queue}")).await;
+        let lost = async |relay: &Relay, name: &str| relay.series("error_total").await[name];
+        relay.append(5).await;
+        // `b` is renamed to `c`, and `a` stays.
+        assert_eq!(relay.reload(&format!("{BASE}{a}{}{queue}", dead_end("c", ""))).await, None);
+        relay.until("the loss", async |it| lost(it, "b").await == 5.0).await;
+        relay.append(2).await;
+        assert_eq!(relay.backlogs(), [("a".to_owned(), 7), ("c".to_owned(), 2)].into());
+        // `c` gets the name `b` again, and with it the counters of `b`.
+        assert_eq!(relay.reload(&format!("{BASE}{a}{b}{queue}")).await, None);
+        relay.until("the loss", async |it| lost(it, "c").await == 2.0).await;
+        relay.append(1).await;
+        assert_eq!(relay.backlogs(), [("a".to_owned(), 8), ("b".to_owned(), 1)].into());
+        // `b` is removed, and added by the next reload, which waits until the old `b` has left.
+        assert_eq!(relay.reload(&format!("{BASE}{a}{queue}")).await, None);
+        assert_eq!(relay.reload(&format!("{BASE}{a}{b}{queue}")).await, None);
+        assert_eq!(relay.backlogs(), [("a".to_owned(), 8), ("b".to_owned(), 0)].into());
+        assert_eq!((lost(&relay, "a").await, lost(&relay, "b").await), (0.0, 6.0));
+        let status = relay.status().await;
+        assert_eq!(status.losses.lost_events, 8);
+        let counts: Vec<_> = status.outputs.iter().map(|it| it.counts.lost_events).collect();
+        assert_eq!(counts, [0, 6]);
+    }
 }
 
 /// Method: two outputs wait for their consumers, while reloads change `required`, a limit, and
@@ -536,6 +544,7 @@ async fn a_paused_output_sends_nothing_and_goes_on_with_what_has_waited() {
     relay.assert_shows(&paused).await;
     assert_eq!(relay.backlogs()["a"], 4);
     assert_eq!(relay.series("output_events_total").await["a"], 0.0);
+    assert_eq!(relay.get("/drained").await.0, 200, "a drain does not wait for it");
     assert_eq!(relay.reload(&with("")).await, None);
     relay.until("delivery", async |it| it.backlogs()["a"] == 0).await;
     assert_eq!(relay.series("output_events_total").await["a"], 4.0);
@@ -675,6 +684,9 @@ async fn a_listener_that_stays_keeps_its_connections_and_one_that_goes_ends_them
     assert_eq!(stays.post("/audit", "first").await, 200);
     assert_eq!(stays.post("/audit", "second").await, 401);
     assert!(goes.is_closed().await);
+    relay
+        .until("nobody to listen", async |_| TcpStream::connect(addresses[1]).await.is_err())
+        .await;
     let mut stays = Client::connect(addresses[0]).await;
     assert_eq!(stays.post("/", "first").await, 404);
     // Only the content of the file changes.
