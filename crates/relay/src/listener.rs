@@ -1,5 +1,5 @@
-//! Accepts batches from senders over HTTP/1.1 and h2, with or without TLS, and within limits. The
-//! layers of one service answer all requests; `requests.rs` has their order.
+//! Accepts batches from senders over HTTP/1.1 and h2, with or without TLS, and within limits. One
+//! function answers all requests; `requests.rs` has the order of its checks.
 //!
 //! If `accept` fails, the listener tries again; this never ends the process. A listener meets the
 //! outputs only at the queue.
@@ -11,7 +11,7 @@
 //! | 3 | `terms` | what requests share |
 //! | 4 | `gate` `upload` | the limits of all listeners · a body that arrives |
 //! | 5 | `auth` `head` `ingest` | who may send requests · which heads are those of a batch · the answer to a body |
-//! | 6 | `requests` | the layers of one connection |
+//! | 6 | `requests` | the answer to a request |
 //! | 7 | `session` | one connection from its handshake to its end |
 
 use std::io;

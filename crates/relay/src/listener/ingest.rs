@@ -1,18 +1,15 @@
 //! Turns one POST into one answer: the body is read within its limits, decoded, and appended to the
 //! queue.
 
-use std::convert::Infallible;
 use std::io;
 use std::io::Write;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use flate2::write::MultiGzDecoder;
 use futures_util::FutureExt as _;
+use hyper::StatusCode;
 use hyper::body::Body as _;
-use hyper::{Request, StatusCode};
 use tokio::time::{Instant, timeout_at};
-use tower::Service;
 
 use super::answer;
 use super::answer::{Answer, Refusal};
@@ -20,7 +17,7 @@ use super::buffer::Buffer;
 use super::in_flight::Reservation;
 use super::policy::Policy;
 use super::terms::{DECODING_KIB, Shared, Terms};
-use super::upload::{Answering, Arriving, Upload};
+use super::upload::{Arriving, Upload};
 use audit::{Invalid, Split};
 use config::Acknowledge;
 use queue::{Append, Held, Ticket};
@@ -44,7 +41,7 @@ const INLINE_MAX: usize = 1024 * 1024;
 /// others anyway when it is sent, so that a list would save no copy.
 const LIST_MIN: usize = 32 * 1024;
 
-/// The innermost service of a connection, which turns each body into an answer, in these steps:
+/// Turns a body into an answer, in these steps:
 ///
 /// 1. `take` reads the body in pieces and decompresses it. The bytes in memory are counted in
 ///    `InFlight`; if its limit is reached, the request is refused.
@@ -57,26 +54,7 @@ const LIST_MIN: usize = 32 * 1024;
 ///
 /// A batch with events never gets 200 before its ticket is acknowledged. If the sender has gone,
 /// the request is dropped, and its bytes are subtracted from `InFlight`.
-#[derive(Clone)]
-pub(super) struct Ingest;
-
-impl Service<Request<Upload>> for Ingest {
-    type Response = Answer;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Upload>) -> Answering {
-        // The head is no longer needed and is freed here. It may hold 16 KiB, on h2 for each
-        // stream.
-        Answering::new(answer(request.into_body()))
-    }
-}
-
-async fn answer(mut upload: Upload) -> Answer {
+pub(super) async fn ingest(mut upload: Upload) -> Answer {
     let Upload { terms, policy, is_gzip, body, .. } = &mut upload;
     let batch = Batch { terms, shared: &terms.shared, policy };
     match batch.take(*is_gzip, body).await {

@@ -1,134 +1,75 @@
-//! The layers through which each request of a connection goes: their order, and those layers that
-//! have no files of their own.
+//! Answers each request of a connection: what is noted at its beginning and end, and the checks
+//! before its body is read.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body as _, Incoming};
 use hyper::{Method, Request, Response, Version, header};
 use tokio::time::Instant;
-use tower::{Service, ServiceBuilder};
 
 use super::answer::{Answer, Body, Refusal};
 use super::auth::authorize;
 use super::head::read_head;
-use super::ingest::Ingest;
+use super::ingest::ingest;
 use super::terms::Terms;
-use super::upload::{Answering, Arriving, Upload};
+use super::upload::{Arriving, Upload};
 use telemetry::Rejection;
 
-/// The service of one connection.
+/// Answers a request of a connection with these terms. The first check that refuses the request
+/// decides on the answer.
 ///
-/// No layer waits for room in `poll_ready`, which is therefore always ready. A clone of the service
-/// for a request costs one `Arc`, because the layers below [`Deadline`] find their data in
-/// [`Upload`].
-pub(super) type Requests = Deadline<Count<Check<Check<Check<Ingest>>>>>;
-
-/// Makes the service of a connection with these terms. A request passes through the layers from the
-/// first to the last.
-pub(super) fn requests(terms: &Arc<Terms>) -> Requests {
-    ServiceBuilder::new()
-        .layer_fn(|inner| Deadline { terms: Arc::clone(terms), inner })
-        .layer_fn(Count)
-        .layer_fn(|inner| Check { check: authorize, inner })
-        .layer_fn(|inner| Check { check: read_head, inner })
-        .layer_fn(|inner| Check { check: limit, inner })
-        .service(Ingest)
-}
-
-/// Notes the beginning of a request, which is the moment at which its head is complete, and
-/// computes the time by which its body must be complete.
+/// The connection knows of the request when this function returns. On h2, the future is first
+/// polled in another task, which would be too late.
 ///
-/// The deadline of the head itself cannot be a layer: before a head is complete, there is no
-/// request. This layer does not end late requests: the deadline goes with the body to the body's
-/// reader ([`Arriving::next`]), which refuses the request with a message.
-#[derive(Clone)]
-pub(super) struct Deadline<S> {
-    terms: Arc<Terms>,
-    inner: S,
-}
-
-impl<S: Service<Request<Upload>>> Service<Request<Incoming>> for Deadline<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> S::Future {
-        let (terms, started) = (Arc::clone(&self.terms), Instant::now());
-        let policy = terms.shared.policy.load_full();
-        let deadline = started + policy.limits.body_timeout;
-        let expects = request.headers().get(header::EXPECT);
-        let expects =
-            expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        self.inner.call(request.map(|incoming| {
-            let body = Arriving::new(incoming, deadline);
-            Upload { terms, policy, started, expects, is_gzip: false, body }
-        }))
-    }
-}
-
-/// Counts a request and its answer in the metrics and in the state of the connection. If an
-/// HTTP/1.1 connection has reached its maximum age or its listener is closed, the answer ends the
-/// connection.
-#[derive(Clone)]
-pub(super) struct Count<S>(S);
-
-impl<S> Service<Request<Upload>> for Count<S>
-where
-    S: Service<Request<Upload>, Response = Answer, Error = Infallible, Future = Answering>,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Counted;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Upload>) -> Counted {
-        let &Upload { ref terms, started, .. } = request.body();
-        let multiplexed = request.version() == Version::HTTP_2;
-        let under_way = UnderWay {
-            terms: Arc::clone(terms),
-            started,
-            multiplexed,
-            may_be_batch: request.method() == Method::POST,
-            is_probe: is_probe(&request),
-            in_time: terms.connection.begin_request(multiplexed, started),
-            refusing: false,
-            ended: None,
+/// A request begins when its head is complete. The time by which its body must be complete goes
+/// with the body to the body's reader ([`Arriving::next`]), which refuses a late body with a
+/// message.
+pub(super) fn respond(
+    terms: &Arc<Terms>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<> {
+    let (terms, started) = (Arc::clone(terms), Instant::now());
+    let multiplexed = request.version() == Version::HTTP_2;
+    let under_way = UnderWay {
+        terms: Arc::clone(&terms),
+        started,
+        multiplexed,
+        may_be_batch: request.method() == Method::POST,
+        is_probe: is_probe(&request),
+        in_time: terms.connection.begin_request(multiplexed, started),
+        refusing: false,
+        ended: None,
+    };
+    let policy = terms.shared.policy.load_full();
+    let deadline = started + policy.limits.body_timeout;
+    let expects = request.headers().get(header::EXPECT);
+    let expects =
+        expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let mut request = request.map(|incoming| {
+        let body = Arriving::new(incoming, deadline);
+        Upload { terms, policy, expects, is_gzip: false, body }
+    });
+    let checked = authorize(&mut request)
+        .and_then(|()| read_head(&mut request))
+        .and_then(|()| limit(&mut request));
+    // The head is no longer needed and is freed here. It may hold 16 KiB, on h2 for each stream.
+    let upload = request.into_body();
+    // The future is in a box, so that a connection without a request needs no room for it.
+    Box::pin(async move {
+        let under_way = under_way;
+        let Answer { mut response, refusal } = match checked {
+            Ok(()) => ingest(upload).await,
+            Err(refusal) => upload.refuse(refusal).await,
         };
-        Counted { answer: self.0.call(request), under_way: Some(under_way) }
-    }
-}
-
-pub(super) struct Counted {
-    answer: Answering,
-    /// `None` after the answer.
-    under_way: Option<UnderWay>,
-}
-
-impl Future for Counted {
-    type Output = Result<Response<Body>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Answer { mut response, refusal } = ready!(Pin::new(&mut self.answer).poll(cx))?;
-        if let Some(under_way) = self.under_way.take() {
-            under_way.end(&mut response, refusal);
-        }
-        Poll::Ready(Ok(response))
-    }
+        under_way.end(&mut response, refusal);
+        Ok(response)
+    })
 }
 
 /// Returns `true` if this is a health check, such as that of a load balancer. Its answer is the
 /// same as that of other requests, but no events are lost by it.
-fn is_probe(request: &Request<Upload>) -> bool {
+fn is_probe(request: &Request<Incoming>) -> bool {
     let is_reading = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
     is_reading && request.uri().path() == "/"
 }
@@ -149,6 +90,8 @@ struct UnderWay {
 }
 
 impl UnderWay {
+    /// Counts the answer in the metrics. If an HTTP/1.1 connection has reached its maximum age or
+    /// its listener is closed, the answer ends the connection.
     fn end(mut self, response: &mut Response<Body>, refusal: Option<Refusal>) {
         let Terms { connection, closing, max_age, .. } = &*self.terms;
         let metrics = connection.metrics();
@@ -179,37 +122,10 @@ impl Drop for UnderWay {
     }
 }
 
-/// Answers the requests that `check` refuses. The layers below never see them.
-#[derive(Clone)]
-pub(super) struct Check<S> {
-    check: fn(&mut Request<Upload>) -> Result<(), Refusal>,
-    inner: S,
-}
-
-impl<S> Service<Request<Upload>> for Check<S>
-where
-    S: Service<Request<Upload>, Response = Answer, Error = Infallible, Future = Answering>,
-{
-    type Response = Answer;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Upload>) -> Answering {
-        match (self.check)(&mut request) {
-            Ok(()) => self.inner.call(request),
-            Err(refusal) => Answering::new(request.into_body().refuse(refusal)),
-        }
-    }
-}
-
 /// Refuses a body that is announced as too large, and each body while the relay is closing or has
 /// no room for more bytes. No byte of the body has been read yet.
 ///
-/// The bytes themselves are counted as they arrive, by `Reservation`, and not by a layer: a body in
+/// The bytes themselves are counted as they arrive, by `Reservation`: a body in
 /// chunks has no Content-Length, and the Content-Length of a gzip body does not say how many bytes
 /// will be in memory.
 fn limit(request: &mut Request<Upload>) -> Result<(), Refusal> {

@@ -13,12 +13,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
-use tower::Service as _;
 
 use super::connection::{Connection, Registered, Watched};
 use super::handshake::Handshake;
 use super::policy::Policy;
-use super::requests::requests;
+use super::requests::respond;
 use super::terms::Terms;
 
 /// A connection that has a place in the registry. The task of the connection owns this value.
@@ -60,10 +59,7 @@ impl Session {
             closing: Some(terms.closing.clone()),
             old: terms.max_age.map(|age| Box::pin(tokio::time::sleep(age))),
         };
-        let requests = requests(&terms);
-        // The adapter of hyper-util would call the layers only when their future is first polled,
-        // which on h2 happens in another task. The connection must know of a request before that.
-        let service = service_fn(move |request| requests.clone().call(request));
+        let service = service_fn(move |request| respond(&terms, request));
         let mut watched = Watched::new(stream, Arc::clone(connection));
         let is_h2 = tokio::select! {
             biased;

@@ -6,10 +6,7 @@
 //! (`Expect: 100-continue`), or has already taken longer than `limits.body_timeout`. The relay
 //! waits only [`REFUSED_TIME`] for a body that stops coming.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,31 +30,11 @@ const REFUSED_TIME: Duration = Duration::from_secs(2);
 /// sender must therefore send 64 KiB per second on average, which even a slow network allows.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
-/// The future of an answer to a request, accepted or refused. It is boxed because it is an `async`
-/// block, whose type has no name.
-pub(super) struct Answering(Pin<Box<dyn Future<Output = Answer> + Send>>);
-
-impl Answering {
-    pub(super) fn new(answer: impl Future<Output = Answer> + Send + 'static) -> Self {
-        Self(Box::pin(answer))
-    }
-}
-
-impl Future for Answering {
-    type Output = Result<Answer, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx).map(Ok)
-    }
-}
-
-/// The facts about a request that its layers share, except for its head.
+/// A request without its head.
 pub(super) struct Upload {
     pub(super) terms: Arc<Terms>,
     /// The policy that was valid when the request began.
     pub(super) policy: Arc<Policy>,
-    /// The time at which the head of the request was complete.
-    pub(super) started: Instant,
     /// `true`: the sender waits for `100 Continue` before it sends the body.
     pub(super) expects: bool,
     /// `true`: the body is gzip. Also `false` before the head was checked.
