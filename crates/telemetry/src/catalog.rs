@@ -42,31 +42,19 @@ const SYNC_SECONDS: [f64; 12] =
 catalog! {
     /// The metric of the lost events of one output, or of the queue.
     pub(super) struct LostMetrics [PLUGIN] {
-        pub(super) events: Counter = "error_total" {
-            help: "Accepted events that were then lost or refused for good, by output; plugin \
-                \"queue\": lost before any output could get them.",
-            unit: "events",
-        }
+        pub(super) events: Counter = "error_total",
+            "Accepted events that were then lost or refused for good, by output; plugin \"queue\": \
+                lost before any output could get them.";
     }
 
     /// The metrics of the batches that the queue accepts.
     pub struct AcceptedMetrics [] {
-        pub events: Counter = "event_total" {
-            help: "Events accepted.",
-            unit: "events",
-        }
-        pub bytes: Counter = "accepted_bytes_total" {
-            help: "Bytes of accepted events, as stored in the queue.",
-            unit: "bytes",
-        }
-        pub levels: Levels = "level_total" {
-            help: "Events accepted, by audit level.",
-            unit: "events",
-        }
-        pub last: Gauge = "last_event_timestamp_seconds" {
-            help: "When the last batch was accepted; 0: none since the start.",
-            unit: "seconds since 1970",
-        }
+        pub events: Counter = "event_total", "Events accepted.";
+        pub bytes: Counter = "accepted_bytes_total",
+            "Bytes of accepted events, as stored in the queue.";
+        pub levels: Levels = "level_total", "Events accepted, by audit level.";
+        pub last: Gauge = "last_event_timestamp_seconds",
+            "When the last batch was accepted; 0: none since the start.";
     } with {
         /// The state of refused requests, which changes when a batch is accepted.
         pub refusals: Refusals,
@@ -74,38 +62,19 @@ catalog! {
 
     /// The metrics of the queue.
     pub struct QueueMetrics [] {
-        pub bytes: Gauge = "queue_bytes" {
-            help: "Bytes held by the queue, as queue.max_bytes counts them.",
-            unit: "bytes",
-        }
-        pub needed: Gauge = "queue_needed_bytes" {
-            help: "Queue bytes that required outputs still need, or that cannot be dropped.",
-            unit: "bytes",
-        }
-        pub capacity: Gauge = "queue_capacity_bytes" {
-            help: "Size limit of the queue (queue.max_bytes).",
-            unit: "bytes",
-        }
-        pub durable: Gauge = "queue_durable" {
-            help: "1 if the queue is on disk, 0 if it is in memory.",
-            unit: "1 or 0",
-        }
-        pub earlier: Gauge = "queue_earlier_events" {
-            help: "Events that earlier processes had accepted into the queue's directory.",
-            unit: "events",
-        }
-        pub held: Gauge = "queue_events" {
-            help: "Events held by the queue.",
-            unit: "events",
-        }
-        pub writable: Gauge = "queue_writable" {
-            help: "1 if the queue can write events, 0 if not, regardless of how full it is.",
-            unit: "1 or 0",
-        }
-        pub dropped: Dropped<Counter> = "queue_dropped_events_total" {
-            help: "Events dropped because of queue.when_full, each counted once.",
-            unit: "events",
-        }
+        pub bytes: Gauge = "queue_bytes",
+            "Bytes held by the queue, as queue.max_bytes counts them.";
+        pub needed: Gauge = "queue_needed_bytes",
+            "Queue bytes that required outputs still need, or that cannot be dropped.";
+        pub capacity: Gauge = "queue_capacity_bytes", "Size limit of the queue (queue.max_bytes).";
+        pub durable: Gauge = "queue_durable", "1 if the queue is on disk, 0 if it is in memory.";
+        pub earlier: Gauge = "queue_earlier_events",
+            "Events that earlier processes had accepted into the queue's directory.";
+        pub held: Gauge = "queue_events", "Events held by the queue.";
+        pub writable: Gauge = "queue_writable",
+            "1 if the queue can write events, 0 if not, regardless of how full it is.";
+        pub dropped: Dropped<Counter> = "queue_dropped_events_total",
+            "Events dropped because of queue.when_full, each counted once.";
     } with {
         /// The metrics of the batches that the queue accepts.
         pub accepted: AcceptedMetrics,
@@ -119,54 +88,30 @@ catalog! {
 
     /// The metrics of the files of a queue on disk.
     pub struct SpoolMetrics [] {
-        pub sync: Histogram = "spool_sync_duration_seconds" {
-            help: "Time to write and sync a group of batches to the queue's directory.",
-            unit: "seconds",
-            buckets: &SYNC_SECONDS,
-        }
-        pub segments: Gauge = "spool_segments" {
-            help: "Files in the durable queue.",
-            unit: "files",
-        }
-        pub corrupt: Counter = "spool_corrupt_records_total" {
-            help: "Damaged places found in the queue's files, each counted once.",
-            unit: "places",
-        }
-        pub write_errors: Counter = "spool_write_errors_total" {
-            help: "Failed writes, syncs and deletes in the queue's directory.",
-            unit: "operations",
-        }
+        pub sync: Histogram = "spool_sync_duration_seconds",
+            "Time to write and sync a group of batches to the queue's directory.",
+            buckets: &SYNC_SECONDS;
+        pub segments: Gauge = "spool_segments", "Files in the durable queue.";
+        pub corrupt: Counter = "spool_corrupt_records_total",
+            "Damaged places found in the queue's files, each counted once.";
+        pub write_errors: Counter = "spool_write_errors_total",
+            "Failed writes, syncs and deletes in the queue's directory.";
     }
 
     /// The metrics of one listener or source.
     pub struct ListenerMetrics [LISTENER] {
-        pub requests: Each<Code, Counter> = "requests_total" {
-            help: "Requests that got a response, by listener and status code.",
-            unit: "requests",
-        }
-        pub duration: Histogram = "request_duration_seconds" {
-            help: "Time from the end of a request's head to its response.",
-            unit: "seconds",
-            buckets: &REQUEST_SECONDS,
-        }
-        pub received: Counter = "received_bytes_total" {
-            help: "Body bytes received, before decompression, including refused and repeated \
-                requests.",
-            unit: "bytes",
-        }
-        pub connections: Gauge = "connections" {
-            help: "Open connections.",
-            unit: "connections",
-        }
-        pub refused: Each<RefusedConnection, Counter> = "connections_refused_total" {
-            help: "Connections that were closed because of limits.max_connections, or could not be \
-                accepted, by reason.",
-            unit: "connections",
-        }
-        pub tls_failures: Each<TlsFailure, Counter> = "listener_tls_failures_total" {
-            help: "Failed TLS handshakes with senders, by reason.",
-            unit: "handshakes",
-        }
+        pub requests: Each<Code, Counter> = "requests_total",
+            "Requests that got a response, by listener and status code.";
+        pub duration: Histogram = "request_duration_seconds",
+            "Time from the end of a request's head to its response.", buckets: &REQUEST_SECONDS;
+        pub received: Counter = "received_bytes_total",
+            "Body bytes received, before decompression, including refused and repeated requests.";
+        pub connections: Gauge = "connections", "Open connections.";
+        pub refused: Each<RefusedConnection, Counter> = "connections_refused_total",
+            "Connections that were closed because of limits.max_connections, or could not be \
+                accepted, by reason.";
+        pub tls_failures: Each<TlsFailure, Counter> = "listener_tls_failures_total",
+            "Failed TLS handshakes with senders, by reason.";
     } with {
         /// The counters of refused requests, which all listeners and sources share.
         pub rejections: RejectionMetrics,
@@ -180,76 +125,47 @@ catalog! {
 
     /// The counters of refused requests, over all listeners and sources.
     pub struct RejectionMetrics [] {
-        pub requests: Each<Rejection, Counter> = "requests_rejected_total" {
-            help: "Rejected requests, by reason.",
-            unit: "requests",
-        }
+        pub requests: Each<Rejection, Counter> = "requests_rejected_total",
+            "Rejected requests, by reason.";
     }
 
     /// The metrics of the time since which every batch has been refused.
     pub(super) struct RefusingMetrics [] {
-        pub(super) since: Gauge = "requests_rejected_since_timestamp_seconds" {
-            help: "When the first request was refused after the last accepted batch; 0: none.",
-            unit: "seconds since 1970",
-        }
-        pub(super) requests: Gauge = "requests_rejected_since_last_accepted" {
-            help: "Requests refused after the last accepted batch.",
-            unit: "requests",
-        }
+        pub(super) since: Gauge = "requests_rejected_since_timestamp_seconds",
+            "When the first request was refused after the last accepted batch; 0: none.";
+        pub(super) requests: Gauge = "requests_rejected_since_last_accepted",
+            "Requests refused after the last accepted batch.";
     }
 
     /// The metric of the request bodies that count for `limits.max_in_flight`.
     pub(super) struct InFlightMetrics [] {
-        pub bytes: Gauge = "in_flight_bytes" {
-            help: "Body bytes that are not in the queue yet, or that wait to be acknowledged.",
-            unit: "bytes",
-        }
+        pub bytes: Gauge = "in_flight_bytes",
+            "Body bytes that are not in the queue yet, or that wait to be acknowledged.";
     }
 
     /// The metric of one kube-apiserver.
     pub(super) struct ApiserverMetrics [APISERVER] {
-        pub(super) last_heard: Gauge = "apiserver_last_heard_timestamp_seconds" {
-            help: "When this kube-apiserver's own events were last accepted here.",
-            unit: "seconds since 1970",
-        }
+        pub(super) last_heard: Gauge = "apiserver_last_heard_timestamp_seconds",
+            "When this kube-apiserver's own events were last accepted here.";
     }
 
     /// The metrics of one output.
     pub struct OutputMetrics [OUTPUT] {
-        pub events: Counter = "output_events_total" {
-            help: "Events acknowledged by the consumer, each counted once.",
-            unit: "events",
-        }
-        pub bytes: Counter = "output_bytes_total" {
-            help: "Bytes sent to the consumer, including retries.",
-            unit: "bytes",
-        }
-        pub errors: Each<AttemptError, Counter> = "output_errors_total" {
-            help: "Failed attempts, by reason.",
-            unit: "attempts",
-        }
-        pub aside: Gauge = "output_aside_events" {
-            help: "Events set aside: the consumer accepts others, but not these.",
-            unit: "events",
-        }
-        pub existing: Counter = "output_existing_events_total" {
-            help: "Events that the consumer reported as already stored by an earlier attempt.",
-            unit: "events",
-        }
-        pub retries: Counter = "output_retries_total" {
-            help: "Delivery attempts after the first.",
-            unit: "attempts",
-        }
-        pub up: Gauge = "output_up" {
-            help: "1 if the consumer accepts events, 0 if it has accepted none that were tried.",
-            unit: "1 or 0",
-            is_state: true,
-        }
-        pub paused: Gauge = "output_paused" {
-            help: "1 if the output is paused by the config, 0 if not.",
-            unit: "1 or 0",
-            is_state: true,
-        }
+        pub events: Counter = "output_events_total",
+            "Events acknowledged by the consumer, each counted once.";
+        pub bytes: Counter = "output_bytes_total", "Bytes sent to the consumer, including retries.";
+        pub errors: Each<AttemptError, Counter> = "output_errors_total",
+            "Failed attempts, by reason.";
+        pub aside: Gauge = "output_aside_events",
+            "Events set aside: the consumer accepts others, but not these.";
+        pub existing: Counter = "output_existing_events_total",
+            "Events that the consumer reported as already stored by an earlier attempt.";
+        pub retries: Counter = "output_retries_total", "Delivery attempts after the first.";
+        pub up: Gauge = "output_up",
+            "1 if the consumer accepts events, 0 if it has accepted none that were tried.",
+            is_state: true;
+        pub paused: Gauge = "output_paused",
+            "1 if the output is paused by the config, 0 if not.", is_state: true;
     } with {
         /// The metrics of the events that the consumer has not acknowledged yet.
         pub backlog: BacklogMetrics,
@@ -263,41 +179,26 @@ catalog! {
 
     /// The metrics of the events that the consumer of one output has not acknowledged yet.
     pub struct BacklogMetrics [OUTPUT] {
-        pub bytes: Gauge = "output_backlog_bytes" {
-            help: "Bytes of events not yet acknowledged by the consumer.",
-            unit: "bytes",
-        }
-        pub events: Gauge = "output_backlog_events" {
-            help: "Events not yet acknowledged by the consumer.",
-            unit: "events",
-        }
-        pub lag: Gauge = "output_lag_seconds" {
-            help: "Age of the oldest event not yet acknowledged by the consumer.",
-            unit: "seconds",
-        }
-        pub start: Gauge = "output_start_events" {
-            help: "Backlog at startup. For an output that a reload added: the number of events \
-                accepted before the reload, as a negative number.",
-            unit: "events",
-        }
+        pub bytes: Gauge = "output_backlog_bytes",
+            "Bytes of events not yet acknowledged by the consumer.";
+        pub events: Gauge = "output_backlog_events", "Events not yet acknowledged by the consumer.";
+        pub lag: Gauge = "output_lag_seconds",
+            "Age of the oldest event not yet acknowledged by the consumer.";
+        pub start: Gauge = "output_start_events",
+            "Backlog at startup. For an output that a reload added: the number of events accepted \
+                before the reload, as a negative number.";
     }
 
     /// The metrics of the fates of one output's events.
     pub struct FateMetrics [OUTPUT] {
-        pub delivery: Histogram = "output_delivery_seconds" {
-            help: "Time from accepting a batch to its acknowledgement by the consumer.",
-            unit: "seconds",
-            buckets: &DELIVERY_SECONDS,
-        }
-        pub dead_letters: Counter = "dead_letter_events_total" {
-            help: "Events written to the dead-letter files, by output.",
-            unit: "events",
-        }
-        pub filtered: Filtered<Counter> = "filtered_events_total" {
-            help: "Events filtered out (dropped, duplicate) or changed (lowered, trimmed, redacted) by \
-                an output's settings, by output and action.",
-            unit: "events",
-        }
+        pub delivery: Histogram = "output_delivery_seconds",
+            "Time from accepting a batch to its acknowledgement by the consumer.",
+            buckets: &DELIVERY_SECONDS;
+        pub dead_letters: Counter = "dead_letter_events_total",
+            "Events written to the dead-letter files, by output.";
+        pub filtered: Filtered<Counter> = "filtered_events_total",
+            "Events filtered out (dropped, duplicate) or changed (lowered, trimmed, redacted) by \
+                an output's settings, by output and action.";
     } with {
         /// The delivery latencies of the last minutes, for `/status`.
         pub times: Arc<Mutex<RecentTimes>>,
@@ -305,33 +206,23 @@ catalog! {
 
     /// The metrics of the settings of one output.
     pub(super) struct SettingMetrics [OUTPUT] {
-        pub(super) required: Gauge = "output_required" {
-            help: "1 if the output is required, 0 if its events may be dropped to make room.",
-            unit: "1 or 0",
-            is_state: true,
-        }
-        pub(super) lag_max: Gauge = "output_lag_max_seconds" {
-            help: "Lag above which the output counts as late.",
-            unit: "seconds",
-            is_state: true,
-        }
+        pub(super) required: Gauge = "output_required",
+            "1 if the output is required, 0 if its events may be dropped to make room.",
+            is_state: true;
+        pub(super) lag_max: Gauge = "output_lag_max_seconds",
+            "Lag above which the output counts as late.", is_state: true;
     }
 
     /// The metric of the addresses of one output.
     pub(super) struct AddressMetrics [OUTPUT] {
-        pub addresses: AddressStates<Gauge> = "output_addresses" {
-            help: "Addresses of the output, by state.",
-            unit: "addresses",
-            is_state: true,
-        }
+        pub addresses: AddressStates<Gauge> = "output_addresses",
+            "Addresses of the output, by state.", is_state: true;
     }
 
     /// The metric of the dead letters that were deleted to keep within `dead_letter.max_bytes`.
     pub struct DroppedLetters [] {
-        pub events: Counter = "dead_letter_dropped_events_total" {
-            help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",
-            unit: "events",
-        }
+        pub events: Counter = "dead_letter_dropped_events_total",
+            "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.";
     } with {
         /// The log's notes about deleted dead letters.
         pub losses: Losses,
@@ -339,40 +230,27 @@ catalog! {
 
     /// The metrics of one certificate.
     pub(super) struct CertificateMetrics ["listener or output", ROLE] {
-        pub not_after: Gauge = "tls_certificate_expiry_timestamp_seconds" {
-            help: "Expiry (notAfter) of the relay's own certificate, or of the one that the peer \
+        pub not_after: Gauge = "tls_certificate_expiry_timestamp_seconds",
+            "Expiry (notAfter) of the relay's own certificate, or of the one that the peer \
                 presented last.",
-            unit: "seconds since 1970",
-            is_state: true,
-        }
+            is_state: true;
     }
 
     /// The metrics of config reloads, by result.
     pub struct ReloadMetrics [] {
-        pub count: ByResult<Counter> = "config_reload_total" {
-            help: "Reloads of the config and of the files that it names, by result.",
-            unit: "reloads",
-        }
-        pub last: ByResult<Gauge> = "config_last_reload_timestamp_seconds" {
-            help: "When the config was last reloaded, by result; 0: not since the start.",
-            unit: "seconds since 1970",
-        }
+        pub count: ByResult<Counter> = "config_reload_total",
+            "Reloads of the config and of the files that it names, by result.";
+        pub last: ByResult<Gauge> = "config_last_reload_timestamp_seconds",
+            "When the config was last reloaded, by result; 0: not since the start.";
     }
 
     /// The metrics of the evidence log. Without the section `[evidence]` all values stay 0.
     pub struct EvidenceMetrics [] {
-        pub size: Gauge = "evidence_size" {
-            help: "Entries of the evidence log.",
-            unit: "entries",
-        }
-        pub checkpoint: Gauge = "evidence_last_checkpoint_timestamp_seconds" {
-            help: "When the last checkpoint of the evidence was signed; 0: not since the start.",
-            unit: "seconds since 1970",
-        }
-        pub errors: Each<EvidenceError, Counter> = "evidence_errors_total" {
-            help: "Failed attempts to record evidence, by reason.",
-            unit: "attempts",
-        }
+        pub size: Gauge = "evidence_size", "Entries of the evidence log.";
+        pub checkpoint: Gauge = "evidence_last_checkpoint_timestamp_seconds",
+            "When the last checkpoint of the evidence was signed; 0: not since the start.";
+        pub errors: Each<EvidenceError, Counter> = "evidence_errors_total",
+            "Failed attempts to record evidence, by reason.";
     } with {
         pub(super) last_errors: Arc<Mutex<BTreeMap<&'static str, Instant>>>,
         pub(super) last_signed: Arc<Mutex<Option<Instant>>>,
@@ -380,107 +258,62 @@ catalog! {
 
     /// The metrics of one witness.
     pub struct WitnessMetrics [WITNESS] {
-        pub last: Gauge = "evidence_witness_timestamp_seconds" {
-            help: "When the witness last cosigned a checkpoint; 0: not since the start.",
-            unit: "seconds since 1970",
-        }
+        pub last: Gauge = "evidence_witness_timestamp_seconds",
+            "When the witness last cosigned a checkpoint; 0: not since the start.";
     }
 
     /// The metrics of taps, which show events to people.
     pub struct TapMetrics [] {
-        pub taps: Gauge = "taps" {
-            help: "Open taps: people who are watching the events sent.",
-            unit: "taps",
-        }
-        pub shown: Counter = "tap_shown_events_total" {
-            help: "Events that were written to taps.",
-            unit: "events",
-        }
-        pub skipped: Counter = "tap_skipped_events_total" {
-            help: "Events that taps did not show: over a tap's limits, or unreadable.",
-            unit: "events",
-        }
+        pub taps: Gauge = "taps", "Open taps: people who are watching the events sent.";
+        pub shown: Counter = "tap_shown_events_total", "Events that were written to taps.";
+        pub skipped: Counter = "tap_skipped_events_total",
+            "Events that taps did not show: over a tap's limits, or unreadable.";
     }
 
     /// The metrics of the log, of the memory limit and of the last kill.
     pub(super) struct ProgramMetrics [] {
-        pub(super) log_dropped: Counter = "log_dropped_lines_total" {
-            help: "Log lines dropped because stderr is read too slowly or not at all.",
-            unit: "lines",
-        }
-        pub memory_limit: Gauge = "memory_limit_bytes" {
-            help: "Memory limit of the process, set by its cgroup or container; 0: no limit.",
-            unit: "bytes",
-        }
-        pub last_killed: Gauge = "last_killed_timestamp_seconds" {
-            help: "When a process was last killed before it could shut down, within 24 hours; 0: \
-                none known.",
-            unit: "seconds since 1970",
-        }
+        pub(super) log_dropped: Counter = "log_dropped_lines_total",
+            "Log lines dropped because stderr is read too slowly or not at all.";
+        pub memory_limit: Gauge = "memory_limit_bytes",
+            "Memory limit of the process, set by its cgroup or container; 0: no limit.";
+        pub last_killed: Gauge = "last_killed_timestamp_seconds",
+            "When a process was last killed before it could shut down, within 24 hours; 0: none \
+                known.";
     }
 
     /// The metric of the build that runs.
     pub(super) struct BuildMetrics [VERSION, REVISION] {
-        pub(super) info: Gauge = "build_info" {
-            help: "Always 1; the labels contain the version and revision of this build.",
-            unit: "always 1",
-        }
+        pub(super) info: Gauge = "build_info",
+            "Always 1; the labels contain the version and revision of this build.";
     }
 }
 
 const PROCESS: &[Metric] = &[
-    Metric {
-        name: "process_cpu_seconds_total",
-        kind: Kind::Counter,
-        help: "Total user and system CPU time spent in seconds.",
-        unit: "seconds",
-        ..OF_PROCESS
-    },
-    Metric {
-        name: "process_open_fds",
-        help: "Number of open file descriptors.",
-        unit: "descriptors",
-        ..OF_PROCESS
-    },
-    Metric {
-        name: "process_max_fds",
-        help: "Maximum number of open file descriptors.",
-        unit: "descriptors",
-        ..OF_PROCESS
-    },
-    Metric {
-        name: "process_virtual_memory_bytes",
-        help: "Virtual memory size in bytes.",
-        unit: "bytes",
-        ..OF_PROCESS
-    },
-    Metric {
-        name: "process_virtual_memory_max_bytes",
-        help: "Maximum amount of virtual memory available in bytes.",
-        unit: "bytes",
-        ..OF_PROCESS
-    },
-    Metric {
-        name: "process_resident_memory_bytes",
-        help: "Resident memory size in bytes.",
-        unit: "bytes",
-        ..OF_PROCESS
-    },
-    Metric {
-        name: "process_start_time_seconds",
-        help: "Start time of the process since unix epoch in seconds.",
-        unit: "seconds since 1970",
-        ..OF_PROCESS
-    },
-    Metric {
-        name: "process_threads",
-        help: "Number of OS threads in the process.",
-        unit: "threads",
-        ..OF_PROCESS
-    },
+    of_process(
+        "process_cpu_seconds_total",
+        Kind::Counter,
+        "Total user and system CPU time spent in seconds.",
+    ),
+    of_process("process_open_fds", Kind::Gauge, "Number of open file descriptors."),
+    of_process("process_max_fds", Kind::Gauge, "Maximum number of open file descriptors."),
+    of_process("process_virtual_memory_bytes", Kind::Gauge, "Virtual memory size in bytes."),
+    of_process(
+        "process_virtual_memory_max_bytes",
+        Kind::Gauge,
+        "Maximum amount of virtual memory available in bytes.",
+    ),
+    of_process("process_resident_memory_bytes", Kind::Gauge, "Resident memory size in bytes."),
+    of_process(
+        "process_start_time_seconds",
+        Kind::Gauge,
+        "Start time of the process since unix epoch in seconds.",
+    ),
+    of_process("process_threads", Kind::Gauge, "Number of OS threads in the process."),
 ];
 
-const OF_PROCESS: Metric = Metric { kind: Kind::Gauge, ..DEFAULTS };
+const fn of_process(name: &'static str, kind: Kind, help: &'static str) -> Metric {
+    Metric { name, kind, help, ..DEFAULTS }
+}
 
 /// Returns every metric that this crate registers: all but those of the process.
 pub(crate) fn own() -> impl Iterator<Item = &'static Metric> {

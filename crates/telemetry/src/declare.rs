@@ -1,6 +1,6 @@
 //! Declares metrics, and makes their handles from the declarations.
 //!
-//! [`catalog!`] declares metrics: name, help, unit and the field that holds the metric's *handle*,
+//! [`catalog!`] declares metrics: name, help and the field that holds the metric's *handle*,
 //! a reference to a series. From one declaration the macro makes the field, a constant with the
 //! metric's name, the code that registers the series, and a [`Metric`] for the help on `/metrics`.
 //! The type of the field is the kind: [`Counter`], [`Gauge`] or [`Histogram`], or one of these for
@@ -31,9 +31,6 @@ pub(super) struct Metric {
     pub kind: Kind,
     /// The text of the line `# HELP` on `/metrics`.
     pub help: &'static str,
-    /// The unit of the value, in the plural: `events`, `bytes`.
-    #[allow(dead_code, reason = "a test compares it with the reference page")]
-    pub unit: &'static str,
     /// The upper bounds of a histogram's buckets; empty for the other kinds.
     pub buckets: &'static [f64],
     /// `true`: the value is a present state, as with `output_up`. The series leaves `/metrics` when
@@ -42,7 +39,7 @@ pub(super) struct Metric {
 }
 
 pub(super) const DEFAULTS: Metric =
-    Metric { name: "", kind: Kind::Counter, help: "", unit: "", buckets: &[], is_state: false };
+    Metric { name: "", kind: Kind::Counter, help: "", buckets: &[], is_state: false };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -205,7 +202,7 @@ macro_rules! label_set {
 ///
 /// ```text
 /// pub struct OutputMetrics [OUTPUT] {   the labels that `register` takes, with their values
-///     pub retries: Counter = "output_retries_total" { help: "…", unit: "attempts", }
+///     pub retries: Counter = "output_retries_total", "the help";
 /// } with {
 ///     pub losses: Losses,               fields that are not metrics, given to `register`
 /// }
@@ -218,11 +215,8 @@ macro_rules! catalog {
         $(#[$attribute:meta])+
         $seen:vis struct $Family:ident [$( $label:expr ),*] {
             $(
-                $field_seen:vis $field:ident: $Handle:ty = $name:literal {
-                    help: $help:literal,
-                    unit: $unit:literal,
-                    $( $option:ident: $setting:expr, )*
-                }
+                $field_seen:vis $field:ident: $Handle:ty = $name:literal, $help:literal
+                    $( , $option:ident: $setting:expr )*;
             )+
         } $( with {
             $( $(#[$of_own:meta])* $own_seen:vis $own:ident: $Own:ty, )+
@@ -253,7 +247,6 @@ macro_rules! catalog {
                     name: Self::$field,
                     kind: <$Handle as Handle>::KIND,
                     help: $help,
-                    unit: $unit,
                     $( $option: $setting, )*
                     ..DEFAULTS
                 }, )+];

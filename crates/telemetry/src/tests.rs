@@ -218,6 +218,13 @@ fn in_backticks(text: &str) -> BTreeSet<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
+/// Returns the unit that the name of a metric says, if it says one.
+fn unit_of(name: &str) -> Option<&'static str> {
+    let units = [("timestamp", "seconds since 1970"), ("seconds", "seconds"), ("bytes", "bytes")];
+    let found = units.iter().find(|(word, _)| name.split('_').any(|part| part == *word));
+    found.filter(|_| name != "process_start_time_seconds").map(|(_, unit)| *unit)
+}
+
 /// Method: the page `docs/reference/metrics.md` must have a section for each metric, with its kind,
 /// its unit, its labels, its help and its buckets. A label with a list of values has exactly these.
 /// The head of the page describes the values of `output` and `listener`.
@@ -232,13 +239,15 @@ fn the_reference_page_has_the_metrics_that_exist_and_no_others() {
         .collect();
     let mut sections = sections.into_iter();
     for metric in declared() {
-        let Metric { name, kind, unit, help, .. } = metric;
+        let Metric { name, kind, help, .. } = metric;
         let own = labels.get(name).cloned().unwrap_or_default();
         let (of_section, text) = sections.next().expect(name);
         assert_eq!(of_section, name, "the order is that of the declarations");
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let begin = format!("*{}, {unit}", kind.name());
-        let (by, text) = text.strip_prefix(&begin).expect(name).split_once(".* ").expect(name);
+        let begin = format!("*{}, ", kind.name());
+        let (head, text) = text.strip_prefix(&begin).expect(name).split_once(".* ").expect(name);
+        let (unit, by) = head.split_once(", by ").unwrap_or((head, ""));
+        assert!(!unit.is_empty() && unit_of(name).is_none_or(|it| it == unit), "{name}: {unit}");
         assert!(in_backticks(by).iter().eq(own.keys()), "{name}: {by}: {own:?}");
         let state = match metric.is_state {
             true => " Removed when a reload removes its output or listener.",
@@ -275,9 +284,7 @@ fn every_declaration_is_complete_and_named_once() {
     for metric in declared() {
         let name = metric.name;
         assert!(names.insert(name), "{name} is declared twice");
-        for text in [metric.help, metric.unit] {
-            assert!(!text.is_empty(), "{name}");
-        }
+        assert!(!metric.help.is_empty(), "{name}");
         let is_histogram = metric.kind == Kind::Histogram;
         assert_eq!(is_histogram, !metric.buckets.is_empty(), "{name}");
         assert!(metric.buckets.is_sorted(), "{name}");
