@@ -8,7 +8,6 @@
 //! the history too.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ const POINTS: usize = 360;
 /// The maximum number of reloads in the history. The oldest ones are removed first.
 const RELOADS_MAX: usize = 100;
 
-/// The number of steps in the last minute, for the rates of [`Minute`].
+/// The number of steps in the last minute.
 const MINUTE_STEPS: usize = 6;
 
 /// The number of points over which an output's backlog and lag must have grown to count as growing:
@@ -70,7 +69,7 @@ const NEEDED: usize = 5;
 /// The minimum and the maximum number of points over which the growth of the queue is computed:
 /// those of one and of five minutes, and the point at which they begin. With fewer points, a single
 /// burst would look like a trend.
-const GROWTH_POINTS: (u64, u64) = (7, 31);
+const GROWTH_POINTS: (usize, usize) = (7, 31);
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Sample {
@@ -102,14 +101,10 @@ const EARLY: Duration = Duration::from_millis(2500);
 /// The history. The admin server owns it; one task adds a sample each [`STEP`].
 ///
 /// A point belongs to a *step*: step 1 ends 10 s after the first sample, step 2 after 20 s, and so
-/// on, by the monotonic clock. A line is a ring: the point of a step is at the index that is the
-/// step's number modulo [`POINTS`]. NaN stands for a number that is not known, and is shown as
-/// `null`, such as the points of an output before it existed, or of a step in which the machine was
-/// paused. A rate is the growth of a counter per second since the sample of the step before. After
-/// a pause, no rate is known: the events that were counted during the pause would be a spike.
-///
-/// Invariant: the lines have values for the steps from `last - POINTS + 1` to `last`, and none of
-/// older steps.
+/// on, by the monotonic clock. NaN stands for a number that is not known, and is shown as `null`,
+/// such as the points of an output before it existed, or of a step in which the machine was paused.
+/// A rate is the growth of a counter per second since the sample of the step before. After a pause,
+/// no rate is known: the events that were counted during the pause would be a spike.
 pub(super) struct History(Mutex<Hour>);
 
 struct Hour {
@@ -117,81 +112,77 @@ struct Hour {
     begun: Option<Instant>,
     /// The last step that has points; 0 if there are none yet.
     last: u64,
-    /// The moment of the last sample, and its counters.
-    before: Option<(Instant, [f64; 4])>,
-    lines: Lines<{ LINES.len() }>,
-    outputs: BTreeMap<String, OutputHour>,
+    relay: Track<{ LINES.len() }>,
+    outputs: BTreeMap<String, (Track<{ OUTPUT_LINES.len() }>, AllDropped)>,
     reloads: VecDeque<(Instant, bool)>,
-    minute: Minute,
     started: Instant,
 }
 
-struct OutputHour {
-    lines: Lines<{ OUTPUT_LINES.len() }>,
-    before: Option<[f64; 4]>,
-    minute: Minute,
-    all_dropped: AllDropped,
+/// The lines of the relay or of an output.
+struct Track<const N: usize> {
+    /// The points of the last steps, the newest last: the rates and then the states.
+    points: VecDeque<[f64; N]>,
+    /// The counters of the last samples, the oldest first. In the first minute, the oldest entry is
+    /// the start of the process, or the first sample of the output.
+    samples: VecDeque<(Instant, [f64; 4])>,
 }
 
-/// The counters of the last samples, for rates over the last minute, the oldest first. In the first
-/// minute, the oldest entry is the start of the process, or the first sample of the output.
-struct Minute(VecDeque<(Instant, [f64; 4])>);
-
-impl Minute {
-    /// Makes the minute of a process that has started at `now`, with counters of 0.
-    fn new(now: Instant) -> Self {
-        Self(VecDeque::from([(now, [0.0; 4])]))
+impl<const N: usize> Track<N> {
+    /// `start` is the moment at which the counters were 0; `None` if it is not known.
+    fn new(start: Option<Instant>) -> Self {
+        let samples = start.map(|at| (at, [0.0; 4])).into_iter().collect();
+        Self { points: VecDeque::with_capacity(POINTS), samples }
     }
 
-    fn add(&mut self, now: Instant, counters: [f64; 4]) {
-        self.0.push_back((now, counters));
+    /// Adds a sample at whose moment this number of steps has ended. The sample gives the point of
+    /// the last of them. No other step has a sample.
+    fn add(&mut self, now: Instant, ended: u64, counters: [f64; 4], states: &[f64]) {
+        let passed = |at: Instant| now.duration_since(at);
+        // After a pause of the machine, the step of each change is unknown.
+        let before = self.samples.back().filter(|(at, _)| passed(*at) < STEP * 2);
+        let rates = before.map(|(at, before)| rates(before, &counters, passed(*at)));
+        let rates = rates.unwrap_or([f64::NAN; 4]);
+        let mut numbers = rates.into_iter().chain(states.iter().copied());
+        let point = std::array::from_fn(|_| numbers.next().unwrap_or(f64::NAN));
+        for left in (0..ended.min(POINTS as u64)).rev() {
+            if self.points.len() == POINTS {
+                self.points.pop_front();
+            }
+            self.points.push_back(if left == 0 { point } else { [f64::NAN; N] });
+        }
+        self.samples.push_back((now, counters));
         // The oldest sample must be at least a minute old. A minute needs one sample more than it
         // has steps, and one more because samples may come a little early.
-        while self.0.len() > MINUTE_STEPS + 2 {
-            self.0.pop_front();
+        while self.samples.len() > MINUTE_STEPS + 2 {
+            self.samples.pop_front();
         }
     }
 
     /// Returns the rates over the last minute. `counters` are those of the moment `now`.
-    fn rates(&self, now: Instant, counters: &[f64; 4]) -> [f64; 4] {
+    fn last_minute(&self, now: Instant, counters: &[f64; 4]) -> [f64; 4] {
         let minute = steps(MINUTE_STEPS as u64);
         let is_old = |(at, _): &&(Instant, [f64; 4])| now.duration_since(*at) >= minute;
-        let old = self.0.iter().rev().find(is_old).or(self.0.front());
+        let old = self.samples.iter().rev().find(is_old).or(self.samples.front());
         let (at, before) = old.copied().unwrap_or((now, *counters));
         // Right after the start, a single event would give an absurdly high rate.
         rates(&before, counters, now.duration_since(at).max(STEP))
     }
-}
 
-#[derive(Clone)]
-struct Lines<const N: usize>(Box<[[f64; POINTS]; N]>);
-
-impl<const N: usize> Lines<N> {
-    fn new() -> Self {
-        Self(Box::new([[f64::NAN; POINTS]; N]))
+    /// Returns the last points of a line, at most this many.
+    fn latest(&self, line: usize, count: usize) -> Vec<f64> {
+        let before = self.points.len().saturating_sub(count);
+        self.points.iter().skip(before).map(|point| point[line]).collect()
     }
 
-    fn set(&mut self, step: u64, values: impl IntoIterator<Item = f64>) {
-        for (line, value) in self.0.iter_mut().zip(values) {
-            if let Some(point) = line.get_mut(index(step)) {
-                *point = value;
-            }
-        }
+    /// Returns the last points of each line, exactly this many.
+    fn named(&self, names: &[&'static str; N], count: usize) -> NamedLines {
+        let line = |line| {
+            let known = self.latest(line, count);
+            let unknown = std::iter::repeat_n(f64::NAN, count - known.len());
+            unknown.chain(known).map(Number).collect()
+        };
+        names.iter().enumerate().map(|(at, name)| (*name, line(at))).collect()
     }
-
-    fn get(&self, line: usize, step: u64) -> f64 {
-        self.0.get(line).and_then(|line| line.get(index(step))).copied().unwrap_or(f64::NAN)
-    }
-
-    fn named(&self, names: &[&'static str; N], steps: &RangeInclusive<u64>) -> NamedLines {
-        let points =
-            |line| steps.clone().map(|step| Number(self.get(line, step))).collect::<Vec<_>>();
-        names.iter().enumerate().map(|(line, name)| (*name, points(line))).collect()
-    }
-}
-
-fn index(step: u64) -> usize {
-    usize::try_from(step % POINTS as u64).unwrap_or_default()
 }
 
 /// Returns the rates of counters per second. `before` are their values from the time `elapsed` ago.
@@ -208,11 +199,9 @@ impl History {
         Self(Mutex::new(Hour {
             begun: None,
             last: 0,
-            before: None,
-            lines: Lines::new(),
+            relay: Track::new(Some(now)),
             outputs: BTreeMap::new(),
             reloads: VecDeque::new(),
-            minute: Minute::new(now),
             started: now,
         }))
     }
@@ -223,7 +212,7 @@ impl History {
         let mut hour = lock(&self.0);
         hour.add(now, sample);
         let outputs = hour.outputs.iter_mut();
-        let told = outputs.filter_map(|(name, it)| it.all_dropped.tell(now).then(|| name.clone()));
+        let told = outputs.filter_map(|(name, (_, it))| it.tell(now).then(|| name.clone()));
         told.collect()
     }
 
@@ -248,7 +237,7 @@ impl History {
     /// Returns the rates of [`Sample::counters`] over the last minute, or since the start of the
     /// process. `counters` are those of the moment `now`.
     pub(super) fn last_minute(&self, now: Instant, counters: &[f64; 4]) -> [f64; 4] {
-        lock(&self.0).minute.rates(now, counters)
+        lock(&self.0).relay.last_minute(now, counters)
     }
 
     /// Returns the rates of [`OutputSample::counters`] of this output over the last minute, or
@@ -257,8 +246,10 @@ impl History {
     pub(super) fn last_minute_of(&self, name: &str, now: Instant, now_has: &[f64; 4]) -> [f64; 4] {
         let hour = lock(&self.0);
         match hour.outputs.get(name) {
-            Some(output) => output.minute.rates(now, now_has),
-            None if hour.last == 0 => Minute::new(hour.started).rates(now, now_has),
+            Some((output, _)) => output.last_minute(now, now_has),
+            None if hour.last == 0 => {
+                rates(&[0.0; 4], now_has, now.duration_since(hour.started).max(STEP))
+            }
             None => [f64::NAN; 4],
         }
     }
@@ -268,38 +259,29 @@ impl History {
     /// older. `held` is the time for which the output holds each event when nothing is wrong.
     pub(super) fn is_growing(&self, name: &str, events: u64, held: Duration) -> bool {
         let hour = lock(&self.0);
-        let Some(output) = hour.outputs.get(name) else { return false };
+        let Some((output, _)) = hour.outputs.get(name) else { return false };
+        let [backlog, lag] = BACKLOG_AND_LAG.map(|line| output.latest(line, GROWING_POINTS));
         // Even a working output has a lag of milliseconds, which rises and falls. NaN is unknown.
-        let lag = output.lines.get(BACKLOG_AND_LAG[1], hour.last);
-        if events == 0 || lag.is_nan() || lag < GROWING_LAG_MIN + held.as_secs_f64() {
-            return false;
-        }
-        BACKLOG_AND_LAG.iter().all(|line| {
-            let first = (hour.last + 1).checked_sub(GROWING_POINTS as u64);
-            let points = first
-                .filter(|first| *first > 0)
-                .into_iter()
-                .flat_map(|first| (first..=hour.last).map(|step| output.lines.get(*line, step)));
-            is_growing(&points.collect::<Vec<_>>())
-        })
+        let least = GROWING_LAG_MIN + held.as_secs_f64();
+        let is_late = lag.last().is_some_and(|lag| *lag >= least);
+        events > 0 && is_late && is_growing(&backlog) && is_growing(&lag)
     }
 
     /// Returns how fast the needed part of the queue has grown in the last minutes, in bytes per
     /// second; negative if it shrinks. `None` if too few points are known.
     pub(super) fn queue_growth(&self) -> Option<f64> {
         let hour = lock(&self.0);
-        let first = (hour.last + 1).saturating_sub(GROWTH_POINTS.1).max(1);
-        let points = (first..=hour.last).map(|step| hour.lines.get(NEEDED, step));
+        let points = hour.relay.latest(NEEDED, GROWTH_POINTS.1).into_iter();
         // Points from before a pause of the machine do not show the present growth.
         let points: Vec<_> = points.rev().take_while(|point| !point.is_nan()).collect();
-        let is_enough = points.len() as u64 >= GROWTH_POINTS.0;
+        let is_enough = points.len() >= GROWTH_POINTS.0;
         is_enough.then(|| -slope(&points) / STEP.as_secs_f64())
     }
 
     /// Returns for how long the filter of this output has dropped every event; `None` if it does
     /// not.
     pub(super) fn all_dropped(&self, name: &str) -> Option<Duration> {
-        lock(&self.0).outputs.get(name)?.all_dropped.lasts()
+        lock(&self.0).outputs.get(name)?.1.lasts()
     }
 
     /// Returns the history as JSON. `time_seconds` is `now` by the wall clock, in seconds since
@@ -317,23 +299,21 @@ impl History {
         let age = |at: Instant| now.saturating_duration_since(at);
         let time_of = |at: Instant| time_seconds - age(at).as_secs_f64();
         let shown = (hour.last + 1).saturating_sub(POINTS as u64).max(1)..=hour.last;
+        let count = hour.relay.points.len();
         let reload = |(at, success): &(Instant, bool)| Reload {
             time_seconds: Number(time_of(*at)),
             result: if *success { "success" } else { "error" },
         };
-        let of_output = |(name, output): (&String, &OutputHour)| {
-            (name.clone(), output.lines.named(&OUTPUT_LINES, &shown))
+        let of_output = |(name, (output, _)): (&String, &(Track<_>, _))| {
+            (name.clone(), output.named(&OUTPUT_LINES, count))
         };
         let page = Page {
             interval_seconds: STEP.as_secs(),
             points: POINTS,
             host,
             start_time_seconds: Number(start_time_seconds),
-            time_seconds: shown
-                .clone()
-                .map(|step| Number(time_of(begun + steps(step)).round()))
-                .collect(),
-            lines: hour.lines.named(&LINES, &shown),
+            time_seconds: shown.map(|step| Number(time_of(begun + steps(step)).round())).collect(),
+            lines: hour.relay.named(&LINES, count),
             reloads: hour.reloads.iter().filter(|(at, _)| age(*at) <= span).map(reload).collect(),
             outputs: hour.outputs.iter().map(of_output).collect(),
         };
@@ -392,59 +372,19 @@ impl Serialize for Number {
 impl Hour {
     fn add(&mut self, now: Instant, sample: &Sample) {
         let begun = *self.begun.get_or_insert(now);
-        let steps = (now.saturating_duration_since(begun) + EARLY).as_secs() / STEP.as_secs();
-        let before = self.before.replace((now, sample.counters));
-        self.minute.add(now, sample.counters);
-        if steps > self.last {
-            self.skip(steps);
-            // After a pause of the machine, the step of each change is unknown.
-            let elapsed = before.map(|(at, _)| now.duration_since(at));
-            let elapsed = elapsed.filter(|elapsed| *elapsed < STEP * 2);
-            let known = |before: Option<[f64; 4]>, counters: &[f64; 4]| match (before, elapsed) {
-                (Some(before), Some(elapsed)) => rates(&before, counters, elapsed),
-                _ => [f64::NAN; 4],
-            };
-            let of_relay = known(before.map(|(_, counters)| counters), &sample.counters);
-            self.lines.set(steps, of_relay.into_iter().chain(sample.states));
-            for (name, output) in &sample.outputs {
-                let before = self.outputs.get(name).and_then(|it| it.before);
-                let rates = known(before, &output.counters);
-                let hour = self.output(name);
-                hour.lines.set(steps, rates.into_iter().chain(output.states));
-            }
-            self.last = steps;
-        }
-        for (name, output) in &sample.outputs {
-            let hour = self.output(name);
-            hour.before = Some(output.counters);
-            hour.minute.add(now, output.counters);
-            let [_, lag] = output.states;
-            hour.all_dropped.add(now, output.counters[0], output.dropped, lag);
-        }
-        let is_there = |name: &str| sample.outputs.iter().any(|(other, _)| other == name);
-        self.outputs.retain(|name, _| is_there(name));
-    }
-
-    fn output(&mut self, name: &str) -> &mut OutputHour {
+        let step = (now.saturating_duration_since(begun) + EARLY).as_secs() / STEP.as_secs();
+        let ended = step.saturating_sub(self.last);
+        self.relay.add(now, ended, sample.counters, &sample.states);
         // An output of the first samples was most likely there since the start, with counts from 0.
-        let since_start = (self.last <= 1).then(|| Minute::new(self.started));
-        self.outputs.entry(name.to_owned()).or_insert_with(|| OutputHour {
-            lines: Lines::new(),
-            before: None,
-            minute: since_start.unwrap_or(Minute(VecDeque::new())),
-            all_dropped: AllDropped::default(),
-        })
-    }
-
-    /// Clears the points of the steps after the last one, up to `until`: their places in the rings
-    /// still hold points from an hour before.
-    fn skip(&mut self, until: u64) {
-        let first = (self.last + 1).max((until + 1).saturating_sub(POINTS as u64));
-        for step in first..=until {
-            self.lines.set(step, [f64::NAN; LINES.len()]);
-            for output in self.outputs.values_mut() {
-                output.lines.set(step, [f64::NAN; OUTPUT_LINES.len()]);
-            }
+        let start = (self.last <= 1).then_some(self.started);
+        self.last += ended;
+        self.outputs.retain(|name, _| sample.outputs.iter().any(|(other, _)| other == name));
+        for (name, output) in &sample.outputs {
+            let new = || (Track::new(start), AllDropped::default());
+            let (track, all_dropped) = self.outputs.entry(name.clone()).or_insert_with(new);
+            track.add(now, ended, output.counters, &output.states);
+            let [_, lag] = output.states;
+            all_dropped.add(now, output.counters[0], output.dropped, lag);
         }
     }
 }
