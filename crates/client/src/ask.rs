@@ -132,7 +132,6 @@ pub struct Target {
     /// The names to try for the certificate, unless `tls` has a server name; if empty, the host.
     names: Vec<String>,
     authorization: Option<HeaderValue>,
-    is_plain: bool,
 }
 
 /// Writes the URL without its query.
@@ -184,13 +183,7 @@ impl Target {
             tls: None,
             names: Vec::new(),
             authorization: None,
-            is_plain: false,
         })
-    }
-
-    /// Returns the target, with the rule that a compressed response to `get` or `post` is an error.
-    pub fn plain(self) -> Self {
-        Self { is_plain: true, ..self }
     }
 
     /// Returns `true` if the URL begins with `https://`.
@@ -497,7 +490,7 @@ impl Target {
             return Err(AskError { fault: AskFault::Status(status.as_u16()), ..error(what) });
         }
         let encoding = reply.headers.get(header::CONTENT_ENCODING);
-        if self.is_plain && encoding.is_some_and(|encoding| encoding != "identity") {
+        if encoding.is_some_and(|encoding| encoding != "identity") {
             let what = "the response is compressed, although the request did not ask for it";
             return Err(error(what.to_owned()));
         }

@@ -21,7 +21,7 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `exposition` `kubeconfig` `address` | the text format of Prometheus · a cluster's address and credentials · hosts in labels |
-//! | 2 | `counts` `credentials` `text` | the metrics by their names, and a relay's state · a server with the credentials of a kubeconfig · metrics that may be packed |
+//! | 2 | `counts` `credentials` | the metrics by their names, and a relay's state · a server with the credentials of a kubeconfig |
 //! | 3 | `sample` | instances, and the two samples |
 //! | 4 | `attempts` `remedy` | kube-apiserver's attempts to reach the webhook · what an operator can do |
 //! | 5 | `compare` | what was sent beside what was received |
@@ -41,7 +41,6 @@ pub mod probe;
 pub mod remedy;
 pub mod sample;
 pub mod screen;
-pub mod text;
 pub mod webhook;
 
 use std::time::Duration;

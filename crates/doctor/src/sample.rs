@@ -13,10 +13,11 @@
 //! a URL shows.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use flate2::bufread::MultiGzDecoder;
 use futures_util::StreamExt as _;
 use futures_util::future::{join, join_all};
 use futures_util::stream::FuturesUnordered;
@@ -24,9 +25,9 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::counts::{ApiserverCounts, Clock, Relay, Start};
-use super::text::Text;
+use super::exposition::{self, Reader};
 use base::named_file;
-use client::ask::{AskError, AskFault, Target};
+use client::ask::{AskError, AskFault, BODY_MAX, Target};
 use telemetry::status::Status;
 
 /// The number of responses in a row without a new instance after which doctor assumes that it has
@@ -50,6 +51,9 @@ const STATUS_MAX: u64 = 1 << 20;
 
 /// The size in bytes of the parts in which a file is read.
 const PART: usize = 64 << 10;
+
+/// The first byte of gzip. No text of metrics begins like it.
+const GZIP: u8 = 0x1f;
 
 /// The Endpoints of the Service that leads to all kube-apiservers.
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
@@ -200,15 +204,30 @@ fn read_file(file: &Path) -> Result<ApiserverCounts, String> {
     read.map_err(|error| format!("{name}: {error}"))
 }
 
-fn read_all(mut from: impl Read) -> Result<ApiserverCounts, String> {
-    let mut text = Text::new(ApiserverCounts::wanted());
-    let mut part = vec![0; PART];
+/// Reads metrics, which may be packed with gzip.
+fn read_all(from: impl Read) -> Result<ApiserverCounts, String> {
+    let mut raw = BufReader::with_capacity(PART, from);
+    let is_gzip = raw.fill_buf().map_err(|error| error.to_string())?.first() == Some(&GZIP);
+    let mut text: Box<dyn Read> = match is_gzip {
+        true => Box::new(MultiGzDecoder::new(raw)),
+        false => Box::new(raw),
+    };
+    let mut reader = Reader::new(ApiserverCounts::wanted());
+    let (mut part, mut bytes) = (vec![0; PART], 0);
     loop {
-        let read = from.read(&mut part).map_err(|error| error.to_string())?;
-        if read == 0 {
-            return Ok(ApiserverCounts::of(&text.finish()?));
+        let read = text.read(&mut part).map_err(|error| match is_gzip {
+            true => format!("not valid gzip: {error}"),
+            false => error.to_string(),
+        })?;
+        bytes += read as u64;
+        if bytes > BODY_MAX {
+            return Err("has more than 64 MiB".to_owned());
         }
-        text.feed(part.get(..read).unwrap_or_default())?;
+        let told = |fault: exposition::Fault| fault.to_string();
+        if read == 0 {
+            return Ok(ApiserverCounts::of(&reader.finish().map_err(told)?));
+        }
+        reader.feed(part.get(..read).unwrap_or_default()).map_err(told)?;
     }
 }
 
@@ -268,12 +287,12 @@ async fn ask_until(
     path: &str,
     deadline: Instant,
 ) -> Result<ApiserverCounts, String> {
-    let mut text = Text::new(ApiserverCounts::wanted());
+    let mut reader = Reader::new(ApiserverCounts::wanted());
     let late = || format!("{target}: no complete response within {} s", SAMPLE.as_secs());
-    let asked = target.get(path, |part| text.feed(part));
+    let asked = target.get(path, |part| reader.feed(part).map_err(|fault| fault.to_string()));
     let asked = timeout_at(deadline, asked).await.map_err(|_| late())?;
     let date = asked.map_err(|error| error.to_string())?;
-    let exposition = text.finish().map_err(|fault| format!("{target}: {fault}"))?;
+    let exposition = reader.finish().map_err(|fault| format!("{target}: {fault}"))?;
     let clock = Clock::new(date, telemetry::now());
     Ok(ApiserverCounts { clock, ..ApiserverCounts::of(&exposition) })
 }

@@ -53,7 +53,6 @@ impl Published {
     }
 
     fn with(target: Target, default: &str) -> Result<Self, String> {
-        let target = target.plain();
         let base = target.given().unwrap_or(default).trim_end_matches('/').to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
