@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::literal::{bare_or_quoted, cut, quoted, shown};
+use super::literal::{cut, quoted, shown};
 use super::problem::{Content, Named, Problem, Severity};
 use super::template::{ExpandError, Template};
 use super::values;
@@ -109,56 +109,7 @@ pub enum Wrong {
 /// A value, or the reason why it can't be used.
 pub type Read<T> = Result<T, Wrong>;
 
-/// The words that every warning of [`Context::warn_of_shell`] contains.
-const NOT_EXPANDED: &str = ", which is not expanded here: ";
-
 impl<'a> Context<'a> {
-    /// Warns of each string in this table that a shell would expand, but not the relay: one with
-    /// the name of a variable after a `$`, or with `~/` at the start. The string is not shown,
-    /// because it may be a secret. `path` is the path of the table.
-    pub fn warn_of_shell(&self, path: &str, table: &DeTable<'_>) {
-        for (key, value) in table {
-            let key = bare_or_quoted(key.get_ref());
-            let path = if path.is_empty() { key } else { format!("{path}.{key}") };
-            self.warn_of_shell_in(&path, value.span().start, value.get_ref());
-        }
-    }
-
-    fn warn_of_shell_in(&self, path: &str, at: usize, value: &DeValue<'_>) {
-        let message = match value {
-            DeValue::Table(table) => return self.warn_of_shell(path, table),
-            DeValue::Array(array) => {
-                for (index, value) in array.iter().enumerate() {
-                    let path = format!("{path}[{index}]");
-                    self.warn_of_shell_in(&path, value.span().start, value.get_ref());
-                }
-                return;
-            }
-            DeValue::String(text) if text.starts_with("~/") => {
-                "begins with ~, which is not expanded here: write the whole path"
-            }
-            DeValue::String(text) if values::names_a_variable(text) => {
-                "has a $ before a name, which is not expanded here: write ${env:NAME}"
-            }
-            DeValue::String(_)
-            | DeValue::Integer(_)
-            | DeValue::Float(_)
-            | DeValue::Boolean(_)
-            | DeValue::Datetime(_) => return,
-        };
-        self.report(at, path.to_owned(), message.to_owned(), Severity::Warning);
-    }
-
-    /// Removes the warning of [`Context::warn_of_shell`] about this key, and returns its message
-    /// for the error that the unexpanded text has caused.
-    fn take_shell_warning(&self, path: &str) -> Option<String> {
-        let mut problems = self.problems.borrow_mut();
-        let is_it = |it: &Problem| it.path == path && it.message.contains(NOT_EXPANDED);
-        let message = problems.iter().find_map(|(_, it)| is_it(it).then(|| it.message.clone()));
-        problems.retain(|(_, it)| !is_it(it));
-        message
-    }
-
     /// Parses the text and records its syntax errors. The table has all that could be parsed.
     pub fn new(text: &'a str, env: Env<'a>) -> (Self, DeTable<'a>) {
         let (table, errors) = DeTable::parse_recoverable(text);
@@ -279,9 +230,13 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Records a value that was taken: its position, and its text if the text has a `${…}`.
+    /// Records a value that was taken: its position, and its text if the text has a `${…}`. Warns
+    /// of a string that only a shell would expand.
     pub(crate) fn record(&self, path: &str, at: usize, value: &DeValue<'_>) {
         self.spots.borrow_mut().insert(path.to_owned(), at);
+        if let Some(why) = only_for_shell(value) {
+            self.report(at, path.to_owned(), why.to_owned(), Severity::Warning);
+        }
         if let Some(text) = value.as_str().filter(|text| text.contains("${")) {
             self.templates.borrow_mut().insert(path.to_owned(), text.to_owned());
         }
@@ -444,12 +399,12 @@ impl<'a> Context<'a> {
             }
             Err(error) if must_exist => {
                 let file = shown(&found.value);
-                let message = match self.take_shell_warning(&found.path) {
-                    Some(why) if error.kind() == ErrorKind::NotFound => {
-                        format!("the file {file} does not exist: it {why}")
-                    }
-                    _ => missing(&file, &error),
-                };
+                let mut message = missing(&file, &error);
+                if let Some(why) = only_for_shell(&found.value) {
+                    message = format!("{message}: it {why}");
+                    // This error has the text of the warning.
+                    self.problems.borrow_mut().retain(|(_, it)| it.path != found.path);
+                }
                 self.report(found.at, found.path.clone(), message, Severity::MissingFile);
                 Ok(path)
             }
@@ -478,6 +433,21 @@ pub fn enclosing(path: &str) -> impl Iterator<Item = &str> {
         let item = path.strip_suffix(']').and_then(|path| path.rsplit_once('['));
         item.or_else(|| path.rsplit_once('.')).map(|(outer, _)| outer)
     })
+}
+
+/// Returns why this string is probably a mistake if a shell would expand it, but the relay does
+/// not: it has the name of a variable after a `$`, or `~/` at the start. The text does not show the
+/// string, which may be a secret.
+fn only_for_shell(value: &DeValue<'_>) -> Option<&'static str> {
+    match value.as_str()? {
+        text if text.starts_with("~/") => {
+            Some("begins with ~, which is not expanded here: write the whole path")
+        }
+        text if values::names_a_variable(text) => {
+            Some("has a $ before a name, which is not expanded here: write ${env:NAME}")
+        }
+        _ => None,
+    }
 }
 
 fn missing_part(error: &ExpandError) -> String {

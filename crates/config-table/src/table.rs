@@ -590,6 +590,7 @@ impl<'c, 'a> Table<'c, 'a> {
             let (name_at, name) = (name.span().start, name.get_ref());
             let path = format!("{}.{}", found.path, bare_or_quoted(name));
             let found = Found { path, at: value.span().start, value: value.get_ref().clone() };
+            self.cx.record(&found.path, found.at, &found.value);
             let value = read(&found);
             let parsed = match parse_name(name) {
                 Ok(parsed) if map.contains_key(&parsed) => {

@@ -182,7 +182,6 @@ pub fn read_with(
     // Editors on Windows begin a file with U+FEFF, which would shift the columns of the first line.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (cx, table) = reader::Context::new(text, env);
-    cx.warn_of_shell("", &table);
     let mut outputs = Vec::new();
     let config = whole(&cx, table, types, &mut outputs);
     let effective = print::effective(&cx.items.borrow());
