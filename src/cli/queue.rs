@@ -2,22 +2,19 @@
 //! queue to people and scripts.
 
 use std::io;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Subcommand;
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
+use super::replay::style;
 use super::{FAILED, WRONG, input, print, table};
 use queue::inspect::{Directory, Error, Seen, Summary, Verdict, printable};
 
 /// The size in bytes of the buffer for standard output.
 const BUFFER: usize = 256 << 10;
-
-/// The time between two updates of the progress on the terminal.
-const EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -150,20 +147,22 @@ fn export(directory: &Path, output: Option<&str>) -> Result<(), u8> {
 
 fn verify(directory: &Path) -> Result<(), u8> {
     let directory = open(directory)?;
-    let (mut progress, mut found) = (Progress::new(), false);
+    // On a terminal, stderr shows how far the command is.
+    let progress = ProgressBar::no_length().with_style(style("{pos} of {len} segments"));
+    let mut found = false;
     let verified = directory.verify(&mut |seen| match seen {
         Seen::At(_) | Seen::Lines(_) => Ok(()),
         Seen::Finding(finding) => {
             found = true;
-            progress.clear();
-            writeln!(io::stdout().lock(), "{finding}")
+            progress.suspend(|| writeln!(io::stdout().lock(), "{finding}"))
         }
         Seen::Progress(done, of) => {
-            progress.show(done, of);
+            progress.set_length(of as u64);
+            progress.set_position(done as u64);
             Ok(())
         }
     });
-    progress.clear();
+    progress.finish_and_clear();
     let told = verified.and_then(|verdict| {
         let (mut stdout, summary) = (io::stdout().lock(), summary_of(&verdict));
         writeln!(stdout, "{summary}").and_then(|()| stdout.flush()).map_err(Error::Told)
@@ -205,30 +204,4 @@ fn summary_of(verdict: &Verdict) -> String {
 
 fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
-}
-
-/// Shows the progress of `verify` on stderr if stderr is a terminal.
-struct Progress {
-    is_terminal: bool,
-    shown: bool,
-    at: Instant,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { is_terminal: io::stderr().is_terminal(), shown: false, at: Instant::now() }
-    }
-
-    fn show(&mut self, done: usize, of: usize) {
-        if self.is_terminal && self.at.elapsed() >= EVERY {
-            eprint!("\r{done} of {of} segments");
-            (self.shown, self.at) = (true, Instant::now());
-        }
-    }
-
-    fn clear(&mut self) {
-        if std::mem::take(&mut self.shown) {
-            eprint!("\r\x1b[K");
-        }
-    }
 }

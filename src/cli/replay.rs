@@ -322,7 +322,7 @@ fn spot(span: &Span) -> String {
 }
 
 fn result_of(replayed: &Replayed) -> String {
-    let Replayed { directory: _, queue, events, begin, end, missing, dropped } = replayed;
+    let Replayed { queue, events, begin, end, missing, dropped } = replayed;
     let mut text = match end.get().checked_sub(1).filter(|_| end > begin) {
         Some(last) => format!(
             "replayed {events} events from position {begin} to {last} of queue {queue}; the relay \
@@ -351,11 +351,6 @@ struct Display {
     /// The time at which the last progress line was printed, and the number of events that the
     /// relay had accepted at that time.
     told: (Instant, u64),
-    /// The time at which the progress first showed a position after the beginning of the files, and
-    /// this position in bytes. `None` if the progress has not shown such a position yet. The pace
-    /// of this run is computed without the bytes before this position, because an earlier run may
-    /// have sent them.
-    from: Option<(Instant, u64)>,
     /// The lines of the summary about queues' directories.
     replayed: String,
     /// The number of bad lines so far. Only the first ones are printed.
@@ -382,7 +377,6 @@ impl Display {
             file_bytes,
             begun: now,
             told: (now, 0),
-            from: None,
             replayed: String::new(),
             bad_lines: 0,
             untold: (0, now),
@@ -425,15 +419,16 @@ impl Display {
         }
         let rate = rate(progress.accepted, self.begun.elapsed());
         let sent = format!("{} events  {}/s", HumanCount(progress.accepted), HumanCount(rate));
-        if self.from.is_none() && progress.file_bytes > 0 {
-            self.from = Some((Instant::now(), progress.file_bytes));
+        if self.file_bytes.is_some() {
+            // The bytes before the first position that is seen may be from an earlier run, and
+            // don't count for the pace of this one.
+            let is_first = self.bar.position() == 0;
             self.bar.set_position(progress.file_bytes);
-            self.bar.reset_eta();
+            if is_first {
+                self.bar.reset_eta();
+            }
         }
         if !self.bar.is_hidden() {
-            if self.file_bytes.is_some() {
-                self.bar.set_position(progress.file_bytes);
-            }
             self.bar.set_message(sent);
             self.bar.tick();
             return;
@@ -446,29 +441,16 @@ impl Display {
         self.told = (Instant::now(), progress.accepted);
         let left = match self.file_bytes {
             Some(bytes) if bytes > 0 => {
-                let done = progress.file_bytes.min(bytes);
-                format!(
-                    ", {} % of {}{}",
-                    done * 100 / bytes,
-                    HumanBytes(bytes),
-                    self.time_left(progress, bytes)
-                )
+                let percent = progress.file_bytes.min(bytes) * 100 / bytes;
+                let eta = match self.bar.eta() {
+                    Duration::ZERO => String::new(),
+                    eta => format!(", {} left", HumanDuration(eta)),
+                };
+                format!(", {percent} % of {}{eta}", HumanBytes(bytes))
             }
             _ => String::new(),
         };
         eprintln!("{} events done, {}/s{left}", progress.accepted, rate);
-    }
-
-    /// Returns a text about the time that the rest of the files will take at the pace of this run;
-    /// an empty text if no pace is known yet.
-    fn time_left(&self, progress: Progress, bytes: u64) -> String {
-        let Some((since, from)) = self.from.filter(|(_, from)| progress.file_bytes > *from) else {
-            return String::new();
-        };
-        let done = progress.file_bytes - from;
-        let per_byte = since.elapsed().as_secs_f64() / done as f64;
-        let left = bytes.saturating_sub(progress.file_bytes) as f64 * per_byte;
-        format!(", {} left", HumanDuration(Duration::from_secs_f64(left)))
     }
 
     fn clear(&mut self) {
@@ -507,7 +489,8 @@ impl Display {
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
+/// Returns the style with this template of the library indicatif.
+pub(super) fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 

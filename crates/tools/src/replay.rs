@@ -463,13 +463,12 @@ impl Replay {
 
     /// Returns the result for each queue's directory that was begun.
     fn replayed(&self) -> Vec<Replayed> {
-        let result = |((directory, read), spool): ((&PathBuf, &resume::Read), &Option<_>)| {
+        let result = |(read, spool): (&resume::Read, &Option<_>)| {
             let queue = read.queue.as_ref()?;
             let dropped = |spool: &Arc<Spool>| {
                 spool.left.dropped_in(Position::new(queue.begin)..Position::new(read.lines))
             };
             Some(Replayed {
-                directory: directory.clone(),
                 queue: queue.identity.clone(),
                 events: queue.events,
                 begin: Position::new(queue.begin),
@@ -478,8 +477,7 @@ impl Replay {
                 dropped: spool.as_ref().map_or(0, dropped),
             })
         };
-        let files = self.settings.files.iter();
-        files.zip(&self.state.files).zip(&self.spools).filter_map(result).collect()
+        self.state.files.iter().zip(&self.spools).filter_map(result).collect()
     }
 
     /// Returns a text about events in the queues that were not sent: those that were damaged or

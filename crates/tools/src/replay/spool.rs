@@ -4,7 +4,7 @@
 //! A directory is only read. The cursors of its outputs do not move, so the directory does not show
 //! that its events were replayed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Settings, Unusable, resume};
 use base::position::Position;
@@ -33,8 +33,6 @@ pub(super) struct Spool {
 /// The result of a replay for one queue's directory.
 #[derive(Debug, Clone)]
 pub struct Replayed {
-    /// The path of the directory.
-    pub directory: PathBuf,
     /// The queue's identity, from [`Leftover::queue`].
     pub queue: String,
     /// The number of events that were accepted, in all runs with the same resume file.
