@@ -344,21 +344,15 @@ fn cannot_read(path: &Path, what: &str, error: &std::io::Error) -> u8 {
 }
 
 /// Returns the rows as a table, one line of text for each row. Each column is as wide as its widest
-/// cell, except for the last column, which is not padded.
+/// cell. No line ends with spaces.
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in rows {
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            match column + 1 == N {
-                true => text.push_str(cell),
-                false => text.push_str(&format!("{cell:width$}  ")),
-            }
-        }
-        text.push('\n');
-    }
-    text
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
 }
 
 fn shown(file: &Path) -> String {
