@@ -4,6 +4,7 @@
 //! has ended) goes to stderr. A terminal gets nothing of an event without escapes.
 
 use std::fmt::Write as _;
+use std::io;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use clap::{Args, ValueEnum};
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use url::Position;
 
@@ -69,13 +70,21 @@ enum Format {
 /// Shows events until the tap ends. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     let asked = request(arguments, file)?;
-    let (printer, printed) = printer();
     let looking = async {
+        let (printer, texts) = mpsc::channel(PRINTED);
+        let printing = tokio::task::spawn_blocking(|| print(texts));
+        let ended = async {
+            let looked = look(&asked, arguments, printer).await;
+            match printing.await.map_err(io::Error::from).flatten() {
+                // The reader of stdout has gone, as after `| head -1`.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                Err(error) => Err(format!("cannot write to standard output: {error}")),
+                Ok(()) => looked,
+            }
+        };
         tokio::select! {
-            // The reader of stdout has gone, as after `| head -1`.
-            printed = printed => printed.unwrap_or(Ok(())),
             _ = tokio::signal::ctrl_c() => Ok(()),
-            looked = look(&asked, arguments, &printer) => looked,
+            ended = ended => ended,
         }
     };
     healthcheck::block_on(looking)?.map_err(failed)
@@ -131,56 +140,26 @@ fn configured_token(arguments: &Arguments, file: Option<&Path>) -> Result<Option
     token.map(Some).map_err(|error| cannot_read(&named, "the token", &error))
 }
 
-/// A message to the thread that writes to stdout.
-enum Printed {
-    /// Lines, each with a line break.
-    Text(String),
-    /// The thread answers when everything before this message is written.
-    Flushed(oneshot::Sender<()>),
+/// Prints texts until their sender is dropped. This runs in a thread of its own, so that Ctrl-C
+/// ends the command even if nobody reads stdout.
+fn print(mut texts: mpsc::Receiver<String>) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    while let Some(text) = texts.blocking_recv() {
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())?;
+    }
+    Ok(())
 }
 
-type Failure = oneshot::Receiver<Result<(), String>>;
-
-/// Starts the thread that writes to stdout, and returns the sender of its messages. Because of this
-/// thread, Ctrl-C ends the command even if nobody reads stdout. The receiver gets a result when
-/// stdout can't be written any more: `Ok` if the reader has closed a pipe, which is not a failure.
-/// The thread ends after a failed write, when the sender is dropped, or with the process.
-fn printer() -> (mpsc::Sender<Printed>, Failure) {
-    let (sender, mut texts) = mpsc::channel(PRINTED);
-    let (failed, failure) = oneshot::channel();
-    std::thread::spawn(move || {
-        let mut stdout = std::io::stdout();
-        while let Some(printed) = texts.blocking_recv() {
-            let text = match printed {
-                Printed::Text(text) => text,
-                Printed::Flushed(flushed) => {
-                    flushed.send(()).ok();
-                    continue;
-                }
-            };
-            let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-            let Err(error) = written else { continue };
-            let is_closed = error.kind() == std::io::ErrorKind::BrokenPipe;
-            let failure = format!("cannot write to standard output: {error}");
-            failed.send(if is_closed { Ok(()) } else { Err(failure) }).ok();
-            return;
-        }
-        // The sender was dropped, so the command has ended. Dropping `failed` here would look like
-        // a closed pipe.
-        std::mem::forget(failed);
-    });
-    (sender, failure)
-}
-
-/// Asks the relay for events, and prints them until `--limit` or the relay ends the tap.
+/// Asks the relay for events, and prints them until `--limit`, the relay or a failed print ends the
+/// tap.
 async fn look(
     Request { target, path, shown }: &Request,
     arguments: &Arguments,
-    printer: &mpsc::Sender<Printed>,
+    printer: mpsc::Sender<String>,
 ) -> Result<(), String> {
     let Arguments { format, limit, .. } = *arguments;
-    let escapes = std::io::stdout().is_terminal();
-    let mut show = Show { printer, format, escapes, left: limit };
+    let escapes = io::stdout().is_terminal();
+    let mut show = Show { format, escapes, left: limit };
     let looking = async {
         let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
         let opened = opened.map_err(|_| format!("no response within {} s", ANSWER.as_secs()))?;
@@ -189,15 +168,23 @@ async fn look(
         if status != StatusCode::OK {
             return Err(format!("{status}{}", ask::refusal(&mut reply).await));
         }
-        lines(reply, &mut show).await
+        lines(reply, &mut show, &printer).await
     };
     looking.await.map_err(|error| format!("{shown}: {error}"))
 }
 
-async fn lines(mut reply: Reply, show: &mut Show<'_>) -> Result<(), String> {
+async fn lines(
+    mut reply: Reply,
+    show: &mut Show,
+    printer: &mpsc::Sender<String>,
+) -> Result<(), String> {
     let mut buffer = Vec::new();
     loop {
-        let Some(part) = reply.part(SILENCE).await? else {
+        let part = tokio::select! {
+            part = reply.part(SILENCE) => part?,
+            () = printer.closed() => return Ok(()),
+        };
+        let Some(part) = part else {
             return Err("the response ended without a reason: is the relay down?".to_owned());
         };
         buffer.extend_from_slice(&part);
@@ -216,9 +203,8 @@ async fn lines(mut reply: Reply, show: &mut Show<'_>) -> Result<(), String> {
         if buffer.len() > LINE_MAX {
             return Err(format!("a line has more than {} MiB", LINE_MAX >> 20));
         }
-        show.print(text).await;
+        printer.send(text).await.ok();
         if let Some(ended) = ended {
-            show.flush().await;
             return ended;
         }
     }
@@ -239,8 +225,7 @@ struct End {
     message: String,
 }
 
-struct Show<'a> {
-    printer: &'a mpsc::Sender<Printed>,
+struct Show {
     format: Format,
     /// `true` if stdout is a terminal.
     escapes: bool,
@@ -248,7 +233,7 @@ struct Show<'a> {
     left: Option<u64>,
 }
 
-impl Show<'_> {
+impl Show {
     /// Handles a line of the relay. An event is added to `text`; other contents are printed to
     /// stderr. Returns `Some` if the tap has ended or `--limit` is reached. `Err` if the line is
     /// not one of a relay.
@@ -291,20 +276,6 @@ impl Show<'_> {
                 _ => Err(message),
             }
         }))
-    }
-
-    async fn print(&self, text: String) {
-        // If the thread has ended, its failure ends the command.
-        if !text.is_empty() {
-            self.printer.send(Printed::Text(text)).await.ok();
-        }
-    }
-
-    async fn flush(&self) {
-        let (sender, flushed) = oneshot::channel();
-        if self.printer.send(Printed::Flushed(sender)).await.is_ok() {
-            flushed.await.ok();
-        }
     }
 }
 
