@@ -18,7 +18,7 @@ use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
 use audit::Events;
 use evidence_log::tlog::merkle::Hash;
 use queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
-use telemetry::OutputMetrics;
+use telemetry::{Filtered, OutputMetrics};
 
 /// The capacity that the buffer for a changed event may keep for the next batch.
 const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
@@ -392,9 +392,10 @@ impl Filtering {
         let is_plain = self.marks.of.range(positions).next().is_none()
             && sent.iter().all(|line| !line.is_changed);
         let mut disposition = self.dispose(claim, |Changes { lowered, redacted, trimmed }| {
-            metrics.fates.filtered.lowered.increment(lowered.into());
-            metrics.fates.filtered.redacted.increment(redacted.into());
-            metrics.fates.filtered.trimmed.increment(trimmed.into());
+            let counters = &metrics.fates.filtered;
+            counters.of(Filtered::Lowered).increment(lowered.into());
+            counters.of(Filtered::Redacted).increment(redacted.into());
+            counters.of(Filtered::Trimmed).increment(trimmed.into());
         });
         disposition.fates.sent = if is_plain { Vec::new() } else { sent };
         disposition

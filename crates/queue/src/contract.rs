@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use audit::{LevelCounts, ListEnds};
 use base::fate::Fate;
 use base::position::Position;
-use telemetry::OutputMetrics;
+use telemetry::{Filtered, OutputMetrics};
 
 /// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]
@@ -447,8 +447,8 @@ impl Disposition {
         let mut rest = events.saturating_sub(self.aside);
         for (counter, count) in [
             (&metrics.lost, self.lost),
-            (&metrics.fates.filtered.dropped, self.dropped),
-            (&metrics.fates.filtered.duplicate, self.duplicate),
+            (metrics.fates.filtered.of(Filtered::Dropped), self.dropped),
+            (metrics.fates.filtered.of(Filtered::Duplicate), self.duplicate),
         ] {
             let count = count.min(rest);
             rest -= count;

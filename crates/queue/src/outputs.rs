@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::contract::Backlog;
 use base::position::Position;
 use config::WhenFull;
-use telemetry::{Loss, OutputMetrics, QueueMetrics};
+use telemetry::{Dropped, Loss, OutputMetrics, QueueMetrics};
 
 /// An output, as the caller describes it to the queue.
 #[derive(Clone)]
@@ -67,7 +67,7 @@ impl DropCount {
 
     /// Adds the loss of the required outputs to the queue's counter.
     pub(crate) fn count(self, metrics: &QueueMetrics) {
-        metrics.dropped.drop_oldest.increment(self.missed);
+        metrics.dropped.of(Dropped::Oldest).increment(self.missed);
     }
 }
 

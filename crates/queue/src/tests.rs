@@ -1,7 +1,7 @@
 //! Helpers that the tests of both kinds of queue share.
 
 use super::outputs::Output;
-use telemetry::{Counter, Gauge, OutputMetrics, Telemetry};
+use telemetry::{Filtered, OutputMetrics, Telemetry};
 
 mod format_1;
 
@@ -10,23 +10,22 @@ fn embedded_config() -> config::Queue {
 }
 
 /// The metrics of an output that the queue changes. A test can read them at any time.
-#[derive(Default, Clone)]
-pub(super) struct Counts {
-    delivered: Counter,
-    lost: Counter,
-    dropped: Counter,
-    duplicate: Counter,
-    start: Gauge,
+#[derive(Clone)]
+pub(super) struct Counts(OutputMetrics);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self(Telemetry::of_no_output())
+    }
 }
 
 impl Counts {
     fn metrics(&self, telemetry: &Telemetry, name: &str) -> OutputMetrics {
-        let mut metrics = telemetry.output(name);
-        metrics.events = self.delivered.clone();
-        metrics.lost = self.lost.clone();
-        metrics.fates.filtered.dropped = self.dropped.clone();
-        metrics.fates.filtered.duplicate = self.duplicate.clone();
-        metrics.backlog.start = self.start.clone();
+        let (Self(own), mut metrics) = (self, telemetry.output(name));
+        metrics.events = own.events.clone();
+        metrics.lost = own.lost.clone();
+        metrics.fates.filtered = own.fates.filtered.clone();
+        metrics.backlog.start = own.backlog.start.clone();
         metrics
     }
 
@@ -41,21 +40,21 @@ impl Counts {
     }
 
     pub(super) fn delivered(&self) -> u64 {
-        self.delivered.get()
+        self.0.events.get()
     }
 
     pub(super) fn lost(&self) -> u64 {
-        self.lost.get()
+        self.0.lost.get()
     }
 
     /// Returns the two values of `filtered_events_total`: dropped events, and duplicates.
     pub(super) fn filtered(&self) -> [u64; 2] {
-        [&self.dropped, &self.duplicate].map(Counter::get)
+        [Filtered::Dropped, Filtered::Duplicate].map(|it| self.0.fates.filtered.of(it).get())
     }
 
     /// Returns the value of `output_start_events`.
     pub(super) fn start(&self) -> f64 {
-        self.start.get()
+        self.0.backlog.start.get()
     }
 }
 

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::declare::{DEFAULTS, Each, Handle, Kind, Metric, catalog, full_name};
 use super::labels::{
-    APISERVER, AddressStates, AttemptError, ByResult, Code, Dropped, EvidenceError, Filtered,
-    LISTENER, Levels, OUTPUT, PLUGIN, REVISION, ROLE, RefusedConnection, Rejection, TlsFailure,
+    APISERVER, AddressState, AttemptError, Code, Dropped, EvidenceError, Filtered, LISTENER,
+    Levels, OUTPUT, PLUGIN, REVISION, ROLE, RefusedConnection, Rejection, Reloaded, TlsFailure,
     VERSION, WITNESS,
 };
 use super::recent::RecentTimes;
@@ -73,7 +73,7 @@ catalog! {
         pub held: Gauge = "queue_events", "Events held by the queue.";
         pub writable: Gauge = "queue_writable",
             "1 if the queue can write events, 0 if not, regardless of how full it is.";
-        pub dropped: Dropped<Counter> = "queue_dropped_events_total",
+        pub dropped: Each<Dropped, Counter> = "queue_dropped_events_total",
             "Events dropped because of queue.when_full, each counted once.";
     } with {
         /// The metrics of the batches that the queue accepts.
@@ -196,7 +196,7 @@ catalog! {
             buckets: &DELIVERY_SECONDS;
         pub dead_letters: Counter = "dead_letter_events_total",
             "Events written to the dead-letter files, by output.";
-        pub filtered: Filtered<Counter> = "filtered_events_total",
+        pub filtered: Each<Filtered, Counter> = "filtered_events_total",
             "Events filtered out (dropped, duplicate) or changed (lowered, trimmed, redacted) by \
                 an output's settings, by output and action.";
     } with {
@@ -215,7 +215,7 @@ catalog! {
 
     /// The metric of the addresses of one output.
     pub(super) struct AddressMetrics [OUTPUT] {
-        pub addresses: AddressStates<Gauge> = "output_addresses",
+        pub addresses: Each<AddressState, Gauge> = "output_addresses",
             "Addresses of the output, by state.", is_state: true;
     }
 
@@ -238,9 +238,9 @@ catalog! {
 
     /// The metrics of config reloads, by result.
     pub struct ReloadMetrics [] {
-        pub count: ByResult<Counter> = "config_reload_total",
+        pub count: Each<Reloaded, Counter> = "config_reload_total",
             "Reloads of the config and of the files that it names, by result.";
-        pub last: ByResult<Gauge> = "config_last_reload_timestamp_seconds",
+        pub last: Each<Reloaded, Gauge> = "config_last_reload_timestamp_seconds",
             "When the config was last reloaded, by result; 0: not since the start.";
     }
 

@@ -10,7 +10,9 @@ use super::catalog::{
     DroppedLetters, EvidenceMetrics, ListenerMetrics, OutputMetrics, QueueMetrics, ReloadMetrics,
     TapMetrics, WitnessMetrics,
 };
-use super::labels::{AttemptError, Code, EvidenceError, RefusedConnection, Rejection, TlsFailure};
+use super::labels::{
+    AttemptError, Code, Dropped, EvidenceError, RefusedConnection, Rejection, Reloaded, TlsFailure,
+};
 use super::now;
 use super::recent::Quantiles;
 use super::refusals::{LastRejected, LastTlsFailure};
@@ -80,7 +82,7 @@ impl QueueMetrics {
     pub fn drop_newest(&self, events: u64, bytes: u64, levels: &LevelCounts) {
         self.accepted(events, bytes, levels);
         self.errors.increment(events);
-        self.dropped.drop_newest.increment(events);
+        self.dropped.of(Dropped::Newest).increment(events);
         self.losses.add(Loss::DropNewest, events, None);
     }
 
@@ -132,13 +134,9 @@ impl ReloadMetrics {
     /// Counts a reload of the config. `success` is `false` if the config was refused, or if one of
     /// its listeners could not be opened.
     pub fn reloaded(&self, success: bool) {
-        let (count, last) = if success {
-            (&self.count.success, &self.last.success)
-        } else {
-            (&self.count.error, &self.last.error)
-        };
-        count.increment(1);
-        last.set(now());
+        let result = if success { Reloaded::Success } else { Reloaded::Error };
+        self.count.of(result).increment(1);
+        self.last.of(result).set(now());
     }
 }
 

@@ -3,9 +3,8 @@
 //! [`catalog!`] declares metrics: name, help and the field that holds the metric's *handle*,
 //! a reference to a series. From one declaration the macro makes the field, a constant with the
 //! metric's name, the code that registers the series, and a [`Metric`] for the help on `/metrics`.
-//! The type of the field is the kind: [`Counter`], [`Gauge`] or [`Histogram`], or one of these for
-//! each value of a label: [`Each`] (the value is chosen by an enum), or a struct made by
-//! [`label_set!`] (the value is chosen by a field).
+//! The type of the field is the kind: [`Counter`], [`Gauge`] or [`Histogram`], or [`Each`] of these
+//! for each value of a label, which an enum chooses.
 //!
 //! A *family* is a struct of metrics that have the same labels and are registered together.
 
@@ -160,42 +159,6 @@ macro_rules! label_values {
     };
 }
 
-/// Declares a struct with one field for each value of a label, named like the value:
-/// `pub struct Filtered as "action" { dropped, duplicate, … }`. A field holds the handle of its
-/// series.
-macro_rules! label_set {
-    ($(#[$attribute:meta])* $seen:vis struct $Set:ident as $label:literal {
-        $( $(#[$of_field:meta])* $field:ident, )+
-    }) => {
-        $(#[$attribute])*
-        #[derive(Clone)]
-        $seen struct $Set<H> { $( $(#[$of_field])* pub $field: H, )+ }
-
-        impl $Set<$crate::registry::Counter> {
-            /// Returns each value of the label with its count.
-            #[allow(dead_code, reason = "not every label is read back")]
-            $seen fn counts(&self) -> Vec<(&'static str, u64)> {
-                vec![$( (stringify!($field), self.$field.get()), )+]
-            }
-        }
-
-        impl<H: $crate::declare::Handle> $crate::declare::Handle for $Set<H> {
-            const KIND: $crate::declare::Kind = H::KIND;
-
-            fn register(
-                registry: &$crate::registry::Registry,
-                name: &'static str,
-                labels: &[(&'static str, &str)],
-            ) -> Self {
-                let handle = |value| {
-                    H::register(registry, name, &[labels, &[($label, value)]].concat())
-                };
-                Self { $( $field: handle(stringify!($field)), )+ }
-            }
-        }
-    };
-}
-
 /// Declares families of metrics. Each field holds a handle, by which the program changes and reads
 /// the metric. The constant of the same name, such as `OutputMetrics::retries`, is the metric's
 /// name, by which `doctor` reads the metrics of other relays.
@@ -271,5 +234,4 @@ macro_rules! catalog {
 
 pub(super) use catalog;
 pub(super) use full_name;
-pub(super) use label_set;
 pub(super) use label_values;

@@ -1,7 +1,6 @@
-//! The labels of the metrics. A label with fixed values has an enum of these values, or a struct
-//! with one field for each of them.
+//! The labels of the metrics. A label with fixed values has an enum of these values.
 
-use super::declare::{Handle, Kind, LabelValue, label_set, label_values};
+use super::declare::{Handle, Kind, LabelValue, label_values};
 use super::registry::{Counter, Registry};
 use audit::{LEVELS, LevelCounts};
 
@@ -258,51 +257,51 @@ impl Code {
     }
 }
 
-label_set! {
+label_values! {
     /// The effects of an output's settings on events. An event that counts as dropped or duplicate
     /// is not sent. Any other event may count as several of lowered, trimmed and redacted.
-    pub struct Filtered as "action" {
+    pub enum Filtered as "action" {
         /// Events that are not sent, because the audit policy or the filter excludes them.
-        dropped,
+        Dropped = "dropped",
         /// Events not sent, because the same event was sent within the deduplication window.
-        duplicate,
+        Duplicate = "duplicate",
         /// Events sent without bodies or managed fields that the audit policy does not ask for.
-        lowered,
+        Lowered = "lowered",
         /// Events sent without a body or patch, because they were larger than `max_event_bytes`.
-        trimmed,
+        Trimmed = "trimmed",
         /// Events that are sent with at least one value removed or replaced.
-        redacted,
+        Redacted = "redacted",
     }
 }
 
-label_set! {
+label_values! {
     /// The events that a full queue has dropped, by the setting of `queue.when_full`.
-    pub struct Dropped as "reason" {
+    pub enum Dropped as "reason" {
         /// Older events that were dropped to make room for a new batch.
-        drop_oldest,
+        Oldest = "drop_oldest",
         /// Events of new batches.
-        drop_newest,
+        Newest = "drop_newest",
     }
 }
 
-label_set! {
-    /// An output's addresses, by state.
-    pub(super) struct AddressStates as "state" {
-        up,
-        down,
+label_values! {
+    /// The state of an output's address.
+    pub(super) enum AddressState as "state" {
+        Up = "up",
+        Down = "down",
         /// One delivery at a time tests the address, which was down.
-        on_trial,
-        unknown,
+        OnTrial = "on_trial",
+        Unknown = "unknown",
     }
 }
 
-label_set! {
-    /// The results of reloads.
-    pub struct ByResult as "result" {
+label_values! {
+    /// The result of a reload.
+    pub enum Reloaded as "result" {
         /// The new config is in use, and none of its listeners has failed to open.
-        success,
+        Success = "success",
         /// The new config was refused, or it is in use without one of its listeners.
-        error,
+        Error = "error",
     }
 }
 

@@ -49,7 +49,11 @@ pub use catalog::{
 };
 use catalog::{BacklogMetrics, BuildMetrics, FateMetrics, LostMetrics, SettingMetrics};
 pub use declare::PREFIX;
-pub use labels::{AttemptError, EvidenceError, RefusedConnection, Rejection, TlsFailure};
+use labels::AddressState;
+pub use labels::{
+    AttemptError, Dropped, EvidenceError, Filtered, RefusedConnection, Rejection, Reloaded,
+    TlsFailure,
+};
 pub use log::{change_log, dropped_lines, end_log, log_error, start_log};
 pub use memory::limit as memory_limit;
 pub use reading::Outcome;
@@ -214,11 +218,14 @@ impl Telemetry {
     pub fn output_addresses<'s>(&self, name: &str, states: impl Iterator<Item = &'s str> + Clone) {
         let labels = [(labels::OUTPUT, name)];
         let metrics = catalog::AddressMetrics::register(&self.registry, labels).addresses;
-        let count = |state: &str| states.clone().filter(|it| *it == state).count() as f64;
-        metrics.up.set(count("up"));
-        metrics.down.set(count("down"));
-        metrics.on_trial.set(count(ON_TRIAL));
-        metrics.unknown.set(count("unknown"));
+        for (label, state) in [
+            (AddressState::Up, "up"),
+            (AddressState::Down, "down"),
+            (AddressState::OnTrial, ON_TRIAL),
+            (AddressState::Unknown, "unknown"),
+        ] {
+            metrics.of(label).set(states.clone().filter(|it| *it == state).count() as f64);
+        }
     }
 
     /// Returns the handle of the metric about the witness of this name.

@@ -6,6 +6,7 @@ use std::fmt;
 
 use super::Telemetry;
 use super::catalog::{CertificateMetrics, ListenerMetrics, LostMetrics, WitnessMetrics};
+use super::labels::Filtered;
 use super::registry::Labels;
 use super::reports::QUEUE;
 use crate::status::Certificate;
@@ -69,8 +70,8 @@ impl Telemetry {
                 return Some(Outcome { name, delivered: 0, lost, filtered: 0, kept: 0 });
             }
             let metrics = self.output(&name);
-            let filtered =
-                metrics.fates.filtered.dropped.get() + metrics.fates.filtered.duplicate.get();
+            let of = |action| metrics.fates.filtered.of(action).get();
+            let filtered = of(Filtered::Dropped) + of(Filtered::Duplicate);
             let delivered = metrics.events.get();
             let kept = metrics.backlog.events.count() + metrics.aside.count();
             Some(Outcome { name, delivered, lost, filtered, kept })

@@ -41,7 +41,7 @@ fn what_is_read_back_is_what_was_counted() {
     let (output, listener) = (telemetry.output("o"), telemetry.listener("l"));
     output.failed(AttemptError::Status5xx);
     output.failed(AttemptError::Status5xx);
-    output.fates.filtered.duplicate.increment(7);
+    output.fates.filtered.of(Filtered::Duplicate).increment(7);
     output.existing.increment(3);
     listener.answered(429);
     listener.received.increment(100);
@@ -345,8 +345,10 @@ fn a_reading_says_what_is_rendered() {
         Some(&("queue_full", 1))
     );
     let ReloadMetrics { count, last } = telemetry.reloads();
-    assert_eq!((count.error.get(), count.success.get()), (1, 0));
-    assert!(last.error.time().is_some() && last.success.time().is_none());
+    assert_eq!((count.of(Reloaded::Error).get(), count.of(Reloaded::Success).get()), (1, 0));
+    assert!(
+        last.of(Reloaded::Error).time().is_some() && last.of(Reloaded::Success).time().is_none()
+    );
     let certificate = |place: &str, name: &str, role: &str, not_after_seconds| Certificate {
         place: place.into(),
         name: name.into(),

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::history::{OutputSample, STEP, Sample};
 use super::{Admin, Output, Page, json, made};
-use telemetry::Rejection;
 use telemetry::status::{self, verdict};
+use telemetry::{Filtered, Rejection};
 
 impl Admin {
     /// Returns these counts since the start: accepted events, received bytes, requests that were
@@ -86,7 +86,7 @@ impl Admin {
             let metrics = self.telemetry.output(&name);
             let counters = self.output_counters(&name);
             let states = [backlog.events as f64, backlog.lag];
-            let dropped = metrics.fates.filtered.dropped.get() as f64;
+            let dropped = metrics.fates.filtered.of(Filtered::Dropped).get() as f64;
             (name, OutputSample { counters, states, dropped })
         };
         Sample {
@@ -251,7 +251,7 @@ mod tests {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(Arc::clone(&admin).keep_history(stop.clone()));
         for _ in 0..40 {
-            admin.telemetry.output("narrow").fates.filtered.dropped.increment(1);
+            admin.telemetry.output("narrow").fates.filtered.of(Filtered::Dropped).increment(1);
             tokio::time::sleep(STEP).await;
         }
         stop.cancel();

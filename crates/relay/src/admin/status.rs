@@ -17,7 +17,7 @@ use process::restrict;
 use queue::{Backlog, Queue};
 use telemetry::status::thresholds::held;
 use telemetry::status::{self, Status, verdict};
-use telemetry::{Counter, LastRejected, Quantiles};
+use telemetry::{LastRejected, Quantiles, Reloaded};
 use transform::volume::apiservers::Apiserver;
 
 impl Admin {
@@ -197,13 +197,14 @@ impl Admin {
 
     fn reloads(&self) -> status::Reloads {
         let count = self.telemetry.reloads().count;
-        let of = |count: Counter, success: bool| status::Occurred {
-            count: count.get(),
-            last_seconds_ago: seconds(self.history.last_reload(success).map(|at| at.elapsed())),
+        let last = |result| self.history.last_reload(result == Reloaded::Success);
+        let of = |result: Reloaded| status::Occurred {
+            count: count.of(result).get(),
+            last_seconds_ago: seconds(last(result).map(|at| at.elapsed())),
         };
         status::Reloads {
-            success: of(count.success, true),
-            error: of(count.error, false),
+            success: of(Reloaded::Success),
+            error: of(Reloaded::Error),
             awaits_address: lock(&self.awaited_address).clone(),
         }
     }
