@@ -156,22 +156,14 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let said = panic.payload_as_str().unwrap_or("no message");
     let backtrace = Backtrace::capture();
-    if backtrace.status() == BacktraceStatus::Captured {
-        tracing::error!(
-            thread,
-            location,
-            panic = said,
-            %backtrace,
-            "a thread of the relay has panicked: please report this bug"
-        );
-    } else {
-        tracing::error!(
-            thread,
-            location,
-            panic = said,
-            "a thread of the relay has panicked: please report this bug"
-        );
-    }
+    let is_captured = backtrace.status() == BacktraceStatus::Captured;
+    tracing::error!(
+        thread,
+        location,
+        panic = said,
+        backtrace = is_captured.then(|| tracing::field::display(&backtrace)),
+        "a thread of the relay has panicked: please report this bug"
+    );
     if let Some(lines) = LINES.get() {
         lines.flush(LAST_WORDS);
     }
@@ -280,12 +272,6 @@ impl Rank {
     }
 }
 
-enum Work {
-    /// Report this number of dropped lines, with the error of the last write that failed.
-    Tell(u64, Option<String>),
-    Write(Vec<u8>),
-}
-
 impl Lines {
     fn lock(&self) -> MutexGuard<'_, LinesState> {
         lock(&self.state)
@@ -311,44 +297,47 @@ impl Lines {
         // `true`: the last write ended inside a line, so the next write begins with a line break.
         let mut torn = false;
         loop {
-            match self.work() {
-                Work::Tell(lines, None) => tracing::error!(
-                    target: DROPPED,
-                    lines,
-                    "log lines were dropped: nobody reads stderr, or too slowly"
-                ),
-                Work::Tell(lines, Some(error)) => tracing::error!(
-                    target: DROPPED,
-                    lines,
-                    error,
-                    "log lines were dropped: stderr could not be written"
-                ),
-                Work::Write(mut group) => {
-                    if torn {
-                        group.insert(0, b'\n');
-                    }
-                    let (written, error) = write_group(out, &group);
-                    let (done, left) = group.split_at(written);
-                    torn = done.last().map_or(torn, |last| *last != b'\n');
-                    self.wrote(left, error);
-                }
+            let mut group = self.next_group();
+            if torn {
+                group.insert(0, b'\n');
             }
+            let (written, error) = write_group(out, &group);
+            let (done, left) = group.split_at(written);
+            torn = done.last().map_or(torn, |last| *last != b'\n');
+            self.wrote(left, error);
         }
     }
 
-    fn work(&self) -> Work {
+    /// Waits for lines, and returns those to write next. Logs the number of dropped lines before.
+    fn next_group(&self) -> Vec<u8> {
         let mut state = self.lock();
         loop {
             if state.has_to_tell() {
-                return Work::Tell(std::mem::take(&mut state.untold), state.error.clone());
-            }
-            if !state.waiting.is_empty() {
+                let (lines, error) = (std::mem::take(&mut state.untold), state.error.clone());
+                // The line about them is pushed by this thread.
+                drop(state);
+                match error {
+                    Some(error) => tracing::error!(
+                        target: DROPPED,
+                        lines,
+                        error,
+                        "log lines were dropped: stderr could not be written"
+                    ),
+                    None => tracing::error!(
+                        target: DROPPED,
+                        lines,
+                        "log lines were dropped: nobody reads stderr, or too slowly"
+                    ),
+                }
+                state = self.lock();
+            } else if !state.waiting.is_empty() {
                 state.writing = Some(Instant::now());
-                return Work::Write(state.take_group());
+                return state.take_group();
+            } else {
+                state.writing = None;
+                self.idle.notify_all();
+                state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            state.writing = None;
-            self.idle.notify_all();
-            state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
