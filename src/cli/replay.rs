@@ -211,13 +211,10 @@ pub(super) fn look(
     check(files)?;
     let replay = Replay::new(Settings {
         files: files.to_vec(),
-        output: None,
         even_if_running: true,
-        rate: None,
-        resume: None,
         on_bad_line: OnBadLine::Skip,
         only_looks: true,
-        follows: false,
+        ..Settings::default()
     });
     let replay = replay.map_err(|error| super::wrong(escape::message(&error.to_string())))?;
     let mut display = Display::new(replay.file_bytes());

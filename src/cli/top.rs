@@ -9,7 +9,7 @@ use clap::Args;
 use hyper::StatusCode;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
-use url::Url;
+use url::Position;
 
 use super::healthcheck::Page;
 use super::{Heard, failed, healthcheck, print};
@@ -69,14 +69,9 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     }
 }
 
-/// Returns the scheme, host and port of the relay's URL.
-fn base(url: &Url) -> String {
-    url[..url::Position::AfterPort].to_owned()
-}
-
 /// Prints the screen once. `Err` is the exit status, which is 1 if the relay does not respond.
 fn once(page: &Page, by: Option<&str>) -> Result<(), u8> {
-    let mut view = View::new(&base(&page.url));
+    let mut view = View::new(&page.url[..Position::AfterPort]);
     healthcheck::block_on(ask(page, by, &mut view))?
         .map_err(|error| failed(format_args!("{page}: {}", escape::message(&error))))?;
     let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
@@ -89,7 +84,7 @@ fn once(page: &Page, by: Option<&str>) -> Result<(), u8> {
 async fn again(page: &Page, by: Option<&str>, every: Duration) -> Result<(), u8> {
     let cannot = |error| failed(format_args!("cannot print to the terminal: {error}"));
     let mut heard = Heard::new().map_err(cannot)?;
-    let (mut view, mut answered) = (View::new(&base(&page.url)), Instant::now());
+    let (mut view, mut answered) = (View::new(&page.url[..Position::AfterPort]), Instant::now());
     refresh(&view).map_err(cannot)?;
     loop {
         let turn = async {
@@ -127,7 +122,8 @@ fn refresh(view: &View) -> std::io::Result<()> {
 /// Asks the relay for its status and, if `by` is given, for the volume of the last hour in that
 /// dimension.
 async fn ask(page: &Page, by: Option<&str>, view: &mut View) -> Result<(), String> {
-    view.answered(answer(page).await?);
+    let status = get::<Status>(page).await?.ok_or("not the status of a relay: 404")?;
+    view.answered(status);
     if let Some(by) = by
         && let Ok(report) = get::<Report>(&page.at("/status/volume")).await
     {
@@ -137,13 +133,6 @@ async fn ask(page: &Page, by: Option<&str>, view: &mut View) -> Result<(), Strin
         });
     }
     Ok(())
-}
-
-async fn answer(page: &Page) -> Result<Status, String> {
-    match get(page).await? {
-        Some(status) => Ok(status),
-        None => Err("not the status of a relay: 404".to_owned()),
-    }
 }
 
 /// Asks for a JSON document; `None` if the relay responds with 404.

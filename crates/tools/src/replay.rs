@@ -64,16 +64,17 @@ const CATCH_UP: Duration = Duration::from_millis(100);
 const REQUESTS_PER_SECOND: u32 = 4;
 
 /// The reaction of a replay to a line that is not an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum OnBadLine {
     /// The replay sends the events before the line and then stops.
+    #[default]
     Stop,
     /// The replay skips the line, reports it to the operator, and counts it.
     Skip,
 }
 
 /// The settings of a replay: its input, its limits and its resume file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default, Clone)]
 pub struct Settings {
     /// The inputs, in the order in which they are sent: files, and directories of queues. `-` is
     /// standard input.

@@ -94,21 +94,17 @@ fn head(view: &View, status: &Status, width: usize) -> Vec<String> {
 /// Wraps a text between words at `width` columns. Lines after the first are indented by two spaces.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let width = width.max(20);
-    let mut lines = Vec::new();
-    let mut line: String = text.chars().take_while(|char| *char == ' ').collect();
-    let mut is_empty = true;
+    let mut lines: Vec<String> = vec![text.chars().take_while(|char| *char == ' ').collect()];
     for word in text.split_whitespace() {
-        if !is_empty && line.chars().count() + 1 + word.chars().count() > width {
-            lines.push(std::mem::replace(&mut line, "  ".to_owned()));
-            is_empty = true;
+        match lines.last_mut() {
+            Some(line) if line.trim().is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("  {word}")),
         }
-        if !is_empty {
-            line.push(' ');
-        }
-        line.push_str(word);
-        is_empty = false;
     }
-    lines.push(line);
     lines
 }
 
