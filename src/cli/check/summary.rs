@@ -3,7 +3,9 @@
 
 use crate::cli::table;
 use base::words::escape;
-use config::{Acknowledge, Checked, Config, Output, Severity, Target, WhenFull, show_size};
+use config::{
+    Acknowledge, Checked, Config, Output, Problem, Severity, Target, WhenFull, show_size,
+};
 use outputs::syslog;
 use outputs::syslog::Framing;
 
@@ -17,11 +19,9 @@ pub(super) fn of(checked: &Checked, name: &str, connects: bool) -> String {
             rows.push(row("queue", "", "unknown: a setting is in a file that does not exist here"))
         }
     }
-    let is_warning = |severity| match severity {
-        Severity::Warning | Severity::MissingFile => true,
-        Severity::Error | Severity::Fault => false,
-    };
-    let warnings = checked.problems.iter().filter(|it| is_warning(it.severity)).count();
+    let is_warning =
+        |it: &&Problem| matches!(it.severity, Severity::Warning | Severity::MissingFile);
+    let warnings = checked.problems.iter().filter(is_warning).count();
     rows.push(row("warnings", warnings, ""));
     if !connects {
         rows.push(row("not tested", "connections", "--connect tests them"));
@@ -29,7 +29,7 @@ pub(super) fn of(checked: &Checked, name: &str, connects: bool) -> String {
     let shown =
         rows.into_iter().map(|cells| cells.map(|cell| escape::message(&cell))).collect::<Vec<_>>();
     let table = table(&shown);
-    let lines = table.lines().map(|line| format!("  {}\n", line.trim_end()));
+    let lines = table.lines().map(|line| format!("  {line}\n"));
     format!("{name}\n{}", lines.collect::<String>())
 }
 

@@ -1,17 +1,17 @@
 //! The command `evidence verify`.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
 use clap::Args;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 
 use super::published::Published;
 use super::witness;
 use super::witness::Witnesses;
 use crate::cli::healthcheck::{Credentials, shown};
+use crate::cli::replay::style;
 use crate::cli::{FAILED, WRONG, input, print};
 use audit::time;
 use base::disk::named;
@@ -171,23 +171,14 @@ fn request(arguments: &Arguments) -> Result<Request, String> {
 /// Reads a small file, which may be a pipe.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = path.display().to_string();
-    let opened = named_file::open_of_command(path).map_err(named(&file))?;
-    let mut bytes = Vec::new();
-    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(named(&file))?;
-    match bytes.len() as u64 > FILE_BYTES_MAX {
-        true => Err(io::Error::other(format!("{file}: the file has more than 16 MiB"))),
-        false => Ok(bytes),
-    }
+    named_file::read_of_command(path, FILE_BYTES_MAX).map_err(named(&file))
 }
 
 /// Checks directories, and shows on a terminal how many bytes of the stored lines are read.
 fn directory_report(directories: &[PathBuf], request: &Request) -> Result<Report, verify::Error> {
     let sizes = request.events.iter().filter_map(|path| fs::metadata(path).ok());
-    let bar = ProgressBar::new(sizes.map(|metadata| metadata.len()).sum());
-    let style = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left");
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
+    let bar = ProgressBar::new(sizes.map(|metadata| metadata.len()).sum())
+        .with_style(style("{bar:40} {bytes} of {total_bytes}, {eta} left"));
     let mut read = 0;
     let report = verify::directories(directories, request, &mut |bytes| {
         read += bytes;

@@ -350,9 +350,9 @@ fn a_checkpoint_and_a_proof_without_an_end_are_refused() {
     let (directory, key) = (hostile.write(), hostile.verifier());
     let directory = directory.path().display().to_string();
     let kept = ["evidence", "verify", "--directory", &directory, "--checkpoint", "/dev/zero"];
-    limited(&[&kept[..], &["--key", &key]].concat()).assert(2, &["more than 16 MiB"]);
+    limited(&[&kept[..], &["--key", &key]].concat()).assert(2, &["larger than 16 MiB"]);
     let proof = ["evidence", "verify", "--proof", "/dev/zero", "--key", &key];
-    limited(&proof).assert(2, &["more than 16 MiB"]);
+    limited(&proof).assert(2, &["larger than 16 MiB"]);
 }
 
 /// Method: the stored lines come from endless devices and pipes: one line, lines that are not
