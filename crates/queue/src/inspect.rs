@@ -354,7 +354,10 @@ impl Directory {
                     return Err(Error::Newer { path: self.root.join(cursors::FILE), version });
                 }
                 CursorsFile::Half | CursorsFile::Damaged if attempts > 0 => pause(),
-                _ => return Ok(found),
+                CursorsFile::Whole
+                | CursorsFile::Half
+                | CursorsFile::Damaged
+                | CursorsFile::Missing => return Ok(found),
             }
         }
     }
