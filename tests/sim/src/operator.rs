@@ -14,7 +14,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::consumers::{Consumer, Kind, Steady};
+use crate::consumers::{Consumer, Kind};
 use crate::judging::Losses;
 use crate::kernel;
 use crate::kernel::{Process, disk, net};
@@ -352,8 +352,7 @@ impl<'a> Operator<'a> {
             Action::EvidenceOff(time) => self.evidence_off(time),
             Action::Drain(consumer, outage, when, why) => self.drain(consumer, outage, when, why),
             Action::EndInReload => self.end_in_reload(),
-            Action::RefusesAll(consumer, time) => self.answer(consumer, Steady::Refuses, time),
-            Action::Answers(consumer, how, time) => self.answer(consumer, how, time),
+            Action::RefusesAll(consumer, time) => self.refuse_all(consumer, time),
             Action::TakenAddress(moves) => self.take_address(moves),
             Action::WitnessWay(fault, time) => {
                 self.trouble_witness(fault, None);

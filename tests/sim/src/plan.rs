@@ -19,7 +19,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::consumers::{Kind, Steady};
+use crate::consumers::Kind;
 use crate::kernel::net::Fault;
 use crate::pki::Wrong;
 use crate::senders;
@@ -134,8 +134,6 @@ pub(crate) enum Action {
     EndInReload,
     /// A store refuses the payload of every request for a while.
     RefusesAll(usize, Duration),
-    /// A store answers this way for a while.
-    Answers(usize, Steady, Duration),
     /// The way to the first address (`true`: the second one) of a consumer has a fault for a while.
     Door(usize, bool, Fault, Duration),
     /// A reload adds a listener (`true`: moves it) at an address that is taken for a while.

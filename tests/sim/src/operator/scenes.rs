@@ -120,11 +120,11 @@ impl Operator<'_> {
         }
     }
 
-    /// Lets a healthy consumer answer this way for a while. The relay must not conclude that the
+    /// Lets a healthy consumer refuse everything for a while. The relay must not conclude that the
     /// events are at fault: for that, the consumer must accept others (see refused-events.md).
-    pub(super) fn answer(&mut self, consumer: usize, how: Steady, time: Duration) {
+    pub(super) fn refuse_all(&mut self, consumer: usize, time: Duration) {
         self.consumers[consumer].calm(true);
-        self.consumers[consumer].answers(Some(how));
+        self.consumers[consumer].answers(Some(Steady::Refuses));
         let until = kernel::now() + time;
         self.ending.push((until, Ending::Steady(consumer)));
         // By then, everything that was refused has been tried again.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{Action, Change, Output, Plan, Timed, When, Why};
-use crate::consumers::{Kind, Steady};
+use crate::consumers::Kind;
 use crate::kernel::net::Fault;
 use crate::senders;
 use crate::truth::{Acknowledge, Filter};
@@ -64,9 +64,10 @@ const SOLOS: [Scene; 10] = [
     evidence_off,
     shut_out,
     ended_stdout,
-    account_trouble,
-    all_rejected,
-    interim_answers,
+    // These are here twice, so that each seed keeps its scene.
+    aside_drain,
+    end_beside_refused,
+    evidence_off,
     large_requests,
     small_batches,
 ];
@@ -318,26 +319,6 @@ fn ended_stdout(draft: &mut Draft<'_>) {
     }
     let outage = seconds(draft.rng.u64(1..10));
     draft.after(0, Action::Drain(draft.consumer, outage, When::After, Why::Stdout));
-}
-
-/// A service has trouble with an account or with the moment, and says so for some events.
-fn account_trouble(draft: &mut Draft<'_>) {
-    draft.plan.consumers[draft.consumer] = Kind::Ibm;
-    let time = seconds(draft.rng.u64(20..40));
-    draft.after(0, Action::Answers(draft.consumer, Steady::Account, time));
-}
-
-/// A receiver accepts requests and rejects all of their records for a while.
-fn all_rejected(draft: &mut Draft<'_>) {
-    draft.plan.consumers[draft.consumer] = Kind::Otlp;
-    let time = seconds(draft.rng.u64(12..40));
-    draft.after(0, Action::Answers(draft.consumer, Steady::Rejects, time));
-}
-
-/// Requests get interim responses without end.
-fn interim_answers(draft: &mut Draft<'_>) {
-    draft.plan.consumers[draft.consumer] = [Kind::Http, Kind::Loki][draft.rng.usize(..2)];
-    draft.after(0, Action::Answers(draft.consumer, Steady::Interim, seconds(10)));
 }
 
 /// The next requests to a consumer are larger than its kernel's buffer.
