@@ -242,7 +242,7 @@ fn the_reference_page_has_the_metrics_that_exist_and_no_others() {
         let Metric { name, kind, help, .. } = metric;
         let own = labels.get(name).cloned().unwrap_or_default();
         let (of_section, text) = sections.next().expect(name);
-        assert_eq!(of_section, name, "the order is that of the declarations");
+        assert_eq!(of_section, *name, "the order is that of the declarations");
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         let begin = format!("*{}, ", kind.name());
         let (head, text) = text.strip_prefix(&begin).expect(name).split_once(".* ").expect(name);
