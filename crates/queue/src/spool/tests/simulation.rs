@@ -1040,7 +1040,8 @@ impl Simulation {
                 lost: 0,
                 saved: if safe { at.get() } else { known.from },
                 named: safe || known.named,
-                joined: known.joined,
+                // An output that starts at the end has joined there, whatever it was before.
+                joined: if at == end { end.get() } else { known.joined },
                 guessed: known.guessed,
                 has_guessed: known.guessed,
                 loading: None,
