@@ -182,9 +182,7 @@ impl Scene {
             {
                 let verdict = status["verdict"].take();
                 let state = verdict["state"].as_str().expect("a state").to_owned();
-                let findings = verdict["findings"].as_array().expect("findings").iter();
-                let texts = findings.map(|it| it["text"].as_str().expect("a text"));
-                self.said.push((state, texts.collect::<Vec<_>>().join(" | ")));
+                self.said.push((state, texts(&verdict["findings"]).join(" | ")));
             }
             self.ticks += 1;
             std::thread::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed()));
@@ -329,6 +327,15 @@ impl Scene {
         }
         found
     }
+}
+
+/// Returns the text of each finding, before those of its consequences.
+fn texts(findings: &Value) -> Vec<String> {
+    let all = |finding: &Value| {
+        let own = finding["text"].as_str().expect("a text").to_owned();
+        [vec![own], texts(&finding["consequences"])].concat()
+    };
+    findings.as_array().expect("findings").iter().flat_map(all).collect()
 }
 
 /// Returns `true` if the page was good. Slow responses are allowed: the machine can be busy, or the
