@@ -93,10 +93,17 @@ impl Lives {
     fn follow(&self) {
         let read = named_file::read(&self.file, BYTES as u64).ok();
         let life = read.and_then(|text| serde_json::from_slice::<Life>(&text).ok());
-        let Some(Life { seen, ended, loses_queue, mut earlier }) = life else { return };
-        earlier.known = ended;
+        let Some(Life { seen, ended, loses_queue, mut earlier }) = life else {
+            // An older version has used this directory, or the file is damaged.
+            if self.telemetry.queue().earlier.count() > 0 {
+                let unrecorded = whole(telemetry::now().floor());
+                self.telemetry.follow(Earlier { unrecorded, ..Earlier::default() });
+            }
+            return;
+        };
         if !ended {
             (earlier.last_killed, earlier.killed_with_queue) = (seen, loses_queue);
+            earlier.unrecorded = seen;
             tracing::warn!("the previous process of the relay was killed, or its machine failed");
         }
         self.telemetry.follow(earlier);

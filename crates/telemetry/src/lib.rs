@@ -304,9 +304,8 @@ pub struct Earlier {
     /// `true`: the queue of the killed process was not in a directory that is still there, so that
     /// nobody knows which events it had.
     pub killed_with_queue: bool,
-    /// `true`: the process before this one ended in order, so that it has counted all its losses.
-    #[serde(skip)]
-    pub known: bool,
+    /// The time at which a process ended without a record of all its losses.
+    pub unrecorded: u64,
 }
 
 impl Earlier {
@@ -317,6 +316,9 @@ impl Earlier {
     fn at(mut self, now: f64) -> Self {
         if now - self.last_lost as f64 > Self::KEPT {
             (self.lost_events, self.last_lost) = (0, 0);
+        }
+        if now - self.unrecorded as f64 > Self::KEPT {
+            self.unrecorded = 0;
         }
         if now - self.last_killed as f64 > Self::KEPT {
             (self.last_killed, self.killed_with_queue) = (0, false);

@@ -287,6 +287,8 @@ impl Lines {
             self.more.notify_one();
         } else {
             state.untold += 1;
+            // This line is dropped because the writes are slow, and not because of an older error.
+            state.error = state.error.take().filter(|_| state.failing);
             drop(state);
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }

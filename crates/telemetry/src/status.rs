@@ -153,8 +153,8 @@ pub struct Losses {
     /// When an earlier process last lost events, in the format of `last_killed`; `None` if none
     /// did.
     pub earlier_last_lost: Option<String>,
-    /// `true`: the process before this one shut down in order and has recorded all its losses.
-    /// `false` after a kill, or if there is no record of a process before this one.
+    /// `true`: all losses of earlier processes in the last 24 hours are recorded. `false` for 24
+    /// hours after a kill, and if there is no record of a process before this one.
     pub earlier_known: bool,
     /// Events in dead letters that were deleted to keep within `dead_letter.max_bytes`.
     pub dead_letters_dropped_events: u64,

@@ -71,6 +71,10 @@ pub(super) fn causes(relay: &Sampled<Relay>, is_given_up_reported: bool, causes:
         is_counted || is_given_up(it) && is_given_up_reported
     };
     let first = status.verdict.iter().flat_map(|verdict| &verdict.findings);
+    let first = first.flat_map(|it| match is_told(&it) {
+        true => it.consequences.iter().collect(),
+        false => vec![it],
+    });
     for finding in first.filter(|it| it.state >= State::Warn && !is_told(it)) {
         let output = finding.about.strip_prefix("output ");
         let output = output.and_then(|name| status.outputs.iter().find(|it| it.name == name));

@@ -33,7 +33,7 @@ pub(super) fn causes(relay: &Sampled<Relay>, findings: &Findings, causes: &mut V
         ));
     }
     causes.extend(forgotten(&place, counts, findings));
-    causes.extend(lost_earlier(&place, counts));
+    causes.extend(lost_earlier(&place, relay, counts));
     let earlier = relay.before.as_ref().map(Relay::lost).unwrap_or_default();
     for plugin in sums([&counts.lost(), &earlier]).keys() {
         causes.extend(lost(relay, plugin, counts));
@@ -62,14 +62,18 @@ pub(super) fn causes(relay: &Sampled<Relay>, findings: &Findings, causes: &mut V
     }
 }
 
-/// Reports what earlier processes of the relay have lost in the last day, and recorded.
-fn lost_earlier(place: &str, counts: &Relay) -> Option<Cause> {
+/// Reports what earlier processes of the relay have lost in the last day, and recorded. [`lost`]
+/// has the losses of a process that has ended since the first sample.
+fn lost_earlier(place: &str, relay: &Sampled<Relay>, counts: &Relay) -> Option<Cause> {
     let losses = &counts.status.losses;
     let at = losses.earlier_last_lost.as_ref()?;
+    let ended = relay.before.as_ref().filter(|_| is_restarted(relay));
+    let told = ended.map_or(0, |it| total(it.lost().into_values()));
+    let lost = losses.earlier_lost_events.checked_sub(told).filter(|lost| *lost > 0)?;
     let what = format!("before its last restart, the last at {at}");
     let advice = "The lines at level error in the log of that process say why";
     let cause = Cause::new(Kind::Lost, place, what, advice);
-    Some(Cause { lost: losses.earlier_lost_events, lately: Some(0), ..cause })
+    Some(Cause { lost, lately: Some(0), ..cause })
 }
 
 /// Reports a relay whose earlier process may have lost events that no counter shows any more.

@@ -32,10 +32,10 @@ pub(super) struct AllDropped {
 }
 
 impl AllDropped {
-    /// Takes the numbers of delivered and of dropped events since the start, and the age of the
-    /// oldest event that waits, in seconds. At a busy relay some events have always just arrived,
-    /// and the filter drops them in a moment. If it has let one through that waits, the age grows
-    /// with the time.
+    /// Takes the numbers of delivered or lost, and of dropped events since the start, and the age
+    /// of the oldest event that waits, in seconds. At a busy relay some events have always just
+    /// arrived, and the filter drops them in a moment. If it has let one through that waits, the
+    /// age grows with the time.
     pub(super) fn add(&mut self, now: Instant, delivered: f64, dropped: f64, lag: f64) {
         let before = self.before.replace((now, [delivered, dropped, lag]));
         let Some((at, [delivered_before, dropped_before, lag_before])) = before else { return };

@@ -383,8 +383,9 @@ impl Hour {
             let new = || (Track::new(start), AllDropped::default());
             let (track, all_dropped) = self.outputs.entry(name.clone()).or_insert_with(new);
             track.add(now, ended, output.counters, &output.states);
-            let [_, lag] = output.states;
-            all_dropped.add(now, output.counters[0], output.dropped, lag);
+            let ([delivered, _, _, lost], [_, lag]) = (output.counters, output.states);
+            // What was lost had passed the filter, or was never looked at.
+            all_dropped.add(now, delivered + lost, output.dropped, lag);
         }
     }
 }

@@ -5,7 +5,7 @@ use super::table::{Column, fitted};
 use super::view::View;
 use base::words::escape::message;
 use base::words::{ago, bytes, grouped, latency, scaled, span, whole};
-use telemetry::status::verdict::State;
+use telemetry::status::verdict::{Finding, Kind, State};
 use telemetry::status::{Address, Evidence, Output, Status, verdict};
 
 /// The width, in cells, of the bar that shows the fill of the queue.
@@ -84,7 +84,12 @@ fn head(view: &View, status: &Status, width: usize) -> Vec<String> {
     for finding in status.verdict.iter().flat_map(|verdict| &verdict.findings) {
         let text = format!("{} {}", sign(finding.state), message(&finding.text));
         lines.extend(wrapped(&text, width));
-        let follows = finding.consequences.iter().map(|it| &it.text);
+        // What is lost stays lost when the cause ends, so its advice is needed too.
+        let lasts = |it: &&Finding| [Kind::EventsLost, Kind::SendersGaveUp].contains(&it.kind);
+        let follows = finding.consequences.iter().flat_map(|it| {
+            std::iter::once(&it.text)
+                .chain(Some(it).filter(lasts).and_then(|it| it.advice.as_ref()))
+        });
         let below = finding.advice.iter().chain(follows);
         lines.extend(below.flat_map(|it| wrapped(&format!("  {}", message(it)), width)));
     }

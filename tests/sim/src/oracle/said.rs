@@ -87,6 +87,8 @@ pub(crate) struct Finding {
     pub(crate) state: String,
     pub(crate) about: String,
     pub(crate) text: String,
+    #[serde(default)]
+    consequences: Vec<Finding>,
 }
 
 impl Said {
@@ -105,9 +107,10 @@ impl Said {
         self.metrics.text.lines().filter_map(counter).collect()
     }
 
-    /// Returns the findings that need attention.
+    /// Returns the findings that need attention, with their consequences.
     fn findings(&self) -> impl Iterator<Item = &Finding> {
-        let findings = self.status.iter().flat_map(|status| &status.verdict.findings);
+        let first = self.status.iter().flat_map(|status| &status.verdict.findings);
+        let findings = first.flat_map(|it| std::iter::once(it).chain(&it.consequences));
         findings.filter(|finding| matches!(finding.state.as_str(), "bad" | "warn"))
     }
 }

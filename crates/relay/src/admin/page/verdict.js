@@ -8,12 +8,10 @@
 // relay's own thresholds; the relay puts them before the script.
 const HALF = 0.5;
 
-// True before the output's first attempt.
 function isWaiting(it) {
   return !it.up && it.down_seconds === null;
 }
 
-// True if the output's last attempts have failed.
 function isDown(it) {
   return !it.up && !isWaiting(it);
 }
@@ -63,7 +61,6 @@ function stateWords(it, elapsed) {
   return words.filter(Boolean).join(', ');
 }
 
-// The colour and the words of an output's state.
 function conditionOf(it, elapsed) {
   const state = it.trouble || (it.paused || isWaiting(it) ? 'note' : 'good');
   return { state, words: stateWords(it, elapsed) };
@@ -87,12 +84,11 @@ function fillState(fill) {
   return fill > NEARLY_FULL ? 'bad' : fill > HALF ? 'warn' : 'good';
 }
 
-// All findings, each before what follows from it.
 function all(findings) {
   return findings.flatMap((it) => [it, ...(it.consequences || [])]);
 }
 
-// The relay's finding about events that senders may have given up: the relay can't count them.
+// The finding about events that senders may have given up: the relay can't count them.
 function lostThere(status) {
   return all(status.verdict.findings).find((it) => it.about === 'senders' && it.state !== 'note');
 }
@@ -147,20 +143,25 @@ function verdictOf(status) {
 }
 
 // Findings with the same state and advice share a line, so that 20 outputs that are down leave room
-// for the table, which has all of them. The headline is not repeated. What follows from a finding
-// stands below it, without advice, because it ends with its cause.
+// for the table. The headline is not repeated. What follows from a finding stands below it, without
+// advice, because it ends with its cause. Lost events stay lost.
 const TEXTS_MAX = 4;
+const LASTING = ['events_lost', 'senders_gave_up'];
 function grouped(findings, headline) {
   const groups = new Map();
-  const add = (key, group, text) => {
-    if (!groups.has(key)) groups.set(key, { key, texts: [], ...group });
-    if (text !== headline) groups.get(key).texts.push(text);
+  const groupOf = (map, key, { state, runbook }, advice, below) => {
+    const group = map.get(key) ||
+      { key, state, advice, runbook, below, texts: [], follows: new Map() };
+    if (state === 'bad') group.state = state;
+    return map.set(key, group).get(key);
   };
-  for (const { state, text, advice, runbook, consequences } of findings) {
-    const key = `${state} ${advice}`;
-    add(key, { state, advice: advice || '', runbook, below: false }, text);
-    for (const it of consequences || []) {
-      add(`${key} so`, { state: it.state, advice: '', below: true }, it.text);
+  for (const finding of findings) {
+    const key = `${finding.state} ${finding.advice}`;
+    const group = groupOf(groups, key, finding, finding.advice || '', false);
+    if (finding.text !== headline) group.texts.push(finding.text);
+    for (const it of finding.consequences || []) {
+      const advice = LASTING.includes(it.kind) ? it.advice : '';
+      groupOf(group.follows, `${key} so ${advice}`, it, advice, true).texts.push(it.text);
     }
   }
   const words = (texts) => {
@@ -168,8 +169,8 @@ function grouped(findings, headline) {
     const last = more > 0 ? [`And ${more} more like this.`] : [];
     return texts.slice(0, TEXTS_MAX).concat(last).join(' ');
   };
-  return [...groups.values()].map((it) => ({ ...it, words: words(it.texts) }))
-    .filter((it) => it.words || it.advice);
+  return [...groups.values()].flatMap((it) => [it, ...it.follows.values()])
+    .map((it) => ({ ...it, words: words(it.texts) })).filter((it) => it.words || it.advice);
 }
 
 let spoken = '';  // the findings that were read aloud last
@@ -186,7 +187,7 @@ function drawVerdict(status, elapsed) {
     set(node, 'data-state', it.state);
     node.toggleAttribute('data-below', it.below);
     say(part(node, 'words'), it.words);
-    const [advice, page] = it.runbook ? it.advice.split('Runbook: ') : [it.advice, ''];
+    const [advice, page] = it.advice && it.runbook ? it.advice.split('Runbook: ') : [it.advice, ''];
     say(part(node, 'advice'), advice);
     say(part(node, 'runbook'), page ? 'Runbook' : '');
     if (page) set(part(node, 'runbook'), 'href', it.runbook);

@@ -46,52 +46,69 @@ fn filler(status: &Status) -> Option<&Output> {
 fn explains(cause: &Finding, of: &Finding, filler: Option<&str>, status: &Status) -> bool {
     use Kind::*;
     let is_same = cause.about == of.about;
+    let fills = Some(cause.about.as_str()) == filler;
     // A note is about something that is over.
     let is_present = of.state > State::Note;
     match (cause.kind, of.kind) {
         (EvidenceTampered | DiskRefused, EvidenceNotWritten) => is_present,
         (DiskRefused, SlowAnswers | SendersWait) => true,
-        (CertificateExpired, OutputDown | OutputUnsteady | TlsHandshakesFail | ListenerClosed) => {
-            is_same
+        (CertificateExpired, OutputDown | OutputUnsteady) => {
+            is_same && says_certificate(of, status)
         }
-        (CertificateExpired, EverythingRefused) => cause.about.starts_with("listener "),
+        (CertificateExpired, TlsHandshakesFail | ListenerClosed) => {
+            is_same && is_of_listener(cause, status)
+        }
+        (CertificateExpired, EverythingRefused) => {
+            of.state == State::Bad && is_of_listener(cause, status)
+        }
         (EventsRefused | OutputDown | OutputUnsteady, EventsLost) => lost_by(cause, status),
         (QueueFull, EventsLost) => lost_in_queue(status),
-        (kind, OutputUnsteady | AddressDown | AddressOnTrial | OutputStalls | OutputLate) => {
-            is_same && kind >= EventsRefused
+        (EventsRefused, OutputUnsteady | OutputStalls) => is_same,
+        (OutputPaused | OutputUnsteady, AddressDown | AddressOnTrial | OutputStalls) => is_same,
+        // The limit of an output is a reason of its own.
+        (EventsRefused | OutputPaused | OutputUnsteady, OutputLate) => {
+            let output = output_of(of, status);
+            is_same && !output.is_some_and(super::is_limited)
         }
-        (kind, QueueFills | QueueFull) => {
-            kind >= EventsRefused && Some(cause.about.as_str()) == filler
-        }
-        (kind, SendersWait) => {
-            let is_awaited = status.intake.acknowledge.as_deref() == Some("delivered");
-            is_awaited && kind >= EventsRefused && Some(cause.about.as_str()) == filler
+        (OutputPaused | OutputDown | OutputUnsteady | OutputLate, QueueFills | QueueFull) => fills,
+        (OutputDown | OutputUnsteady | OutputLate, SendersWait) => {
+            fills && status.intake.acknowledge.as_deref() == Some("delivered")
         }
         (SlowRequests, ConnectionsRefused | InFlightFull) => true,
-        (EverythingRefused, RequestsRejected | TlsHandshakesFail) => true,
-        (kind, NothingReceived) => is_about_senders(kind),
-        // The senders gave up in a time that has not ended.
-        (kind, SendersGaveUp) => is_about_senders(kind) && of.state == State::Bad,
+        // The refusals of a time that has ended explain nothing that is there now.
+        (EverythingRefused, RequestsRejected | TlsHandshakesFail | NothingReceived) => {
+            cause.state == State::Bad
+        }
+        (DiskRefused | QueueFull | InFlightFull | SendersWait, SendersGaveUp) => {
+            of.state == State::Bad
+        }
+        (
+            DiskRefused | QueueFull | InFlightFull | SendersWait | SlowRequests
+            | ConnectionsRefused,
+            NothingReceived,
+        ) => cause.kind != ConnectionsRefused || cause.state == State::Bad,
         _ => false,
     }
 }
 
-/// Returns `true` if a finding of this kind says why the relay does not get the events of senders.
-fn is_about_senders(kind: Kind) -> bool {
-    use Kind::*;
-    matches!(
-        kind,
-        DiskRefused
-            | QueueFull
-            | ListenerClosed
-            | SlowRequests
-            | ConnectionsRefused
-            | InFlightFull
-            | SendersWait
-            | EverythingRefused
-            | RequestsRejected
-            | TlsHandshakesFail
-    )
+fn output_of<'s>(finding: &Finding, status: &'s Status) -> Option<&'s Output> {
+    let name = finding.about.strip_prefix("output ")?;
+    status.outputs.iter().find(|it| it.name == name)
+}
+
+/// Returns `true` if the last error of this finding's output is about a certificate.
+fn says_certificate(finding: &Finding, status: &Status) -> bool {
+    let error = output_of(finding, status).and_then(|it| it.health.last_error.as_ref());
+    error.is_some_and(|error| error.contains("ertificate"))
+}
+
+/// Returns `true` if the expired certificate is that of a listener, and not that of a sender.
+fn is_of_listener(finding: &Finding, status: &Status) -> bool {
+    let now = status.process.time_seconds;
+    status.certificates.iter().any(|it| {
+        let is_it = finding.about == format!("listener {}", it.name) && it.place == "listener";
+        is_it && it.role == "server" && (it.not_after_seconds as f64) < now
+    })
 }
 
 /// Returns `true` if only the queue has lost events, since the moment at which it became full.
@@ -104,10 +121,10 @@ fn lost_in_queue(status: &Status) -> bool {
 /// Returns `true` if only the output of this finding has lost events, the last of them since the
 /// finding began.
 fn lost_by(cause: &Finding, status: &Status) -> bool {
-    let name = cause.about.strip_prefix("output ").unwrap_or_default();
-    let Some(output) = status.outputs.iter().find(|it| it.name == name) else { return false };
+    let Some(output) = output_of(cause, status) else { return false };
+    // An optional output also loses events when the queue needs room.
     let age = match cause.kind == Kind::EventsRefused {
-        true => output.aside.as_ref().map(|aside| aside.seconds),
+        true => output.aside.as_ref().filter(|_| output.required).map(|aside| aside.seconds),
         false => output.health.down_seconds,
     };
     let since = output.counts.last_lost_seconds_ago.zip(age);
@@ -257,11 +274,30 @@ mod tests {
             down(status);
             status["acknowledge"] = json!("delivered");
         });
-        assert_kinds(&[(EverythingRefused, &[RequestsRejected, NothingReceived])], |status| {
+        assert_kinds(&[(EverythingRefused, &[NothingReceived])], |status| {
             status["last_event_seconds_ago"] = json!(901.0);
-            status["refusals"]["permanent"] = json!({ "long_shut_ended_seconds_ago": 10.0 });
+            status["refusals"]["permanent"] =
+                json!({ "shut_seconds": 901.0, "long_shut_ended_seconds_ago": 10.0 });
             status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 10.0 });
         });
+        // That time has ended, and something else is wrong now.
+        let over = [(EverythingRefused, &[][..]), (RequestsRejected, &[]), (NothingReceived, &[])];
+        assert_kinds(&over, |status| {
+            status["last_event_seconds_ago"] = json!(901.0);
+            status["refusals"]["permanent"] = json!({ "long_shut_ended_seconds_ago": 3000.0 });
+            status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 10.0 });
+        });
+        // A stranger's handshake is no reason for the 503 that others get.
+        let stranger =
+            [(TlsHandshakesFail, &[][..]), (SendersWait, &[SendersGaveUp, NothingReceived])];
+        let verdict = judged(|status| {
+            silent(status);
+            status["last_tls_failure"] =
+                json!({ "listener": "l", "reason": "unknown_ca", "seconds_ago": 3.0 });
+        });
+        let found = kinds(&verdict);
+        assert!(stranger.iter().all(|(kind, below)| found.contains(&(*kind, below.to_vec()))));
+        assert_eq!(verdict.findings[0].kind, SendersWait, "{verdict:#?}");
         let verdict = assert_kinds(&[(SlowRequests, &[ConnectionsRefused])], |status| {
             status["last_event_seconds_ago"] = json!(500.0);
             status["last_rejected"] = json!({ "reason": "timeout", "seconds_ago": 3.0 });
@@ -285,8 +321,9 @@ mod tests {
         let expired = |place: &'static str, name: &'static str| {
             move |status: &mut Value| {
                 down(status);
+                status["outputs"][0]["last_error"] = json!("invalid peer certificate: Expired");
                 status["last_tls_failure"] =
-                    json!({ "listener": "l", "reason": "expired", "seconds_ago": 3.0 });
+                    json!({ "listener": "l", "reason": "refused", "seconds_ago": 3.0 });
                 status["certificates"] = json!([{ "place": place, "name": name,
                     "role": "server", "not_after_seconds": 5 }]);
             }
@@ -299,6 +336,17 @@ mod tests {
             &[(OutputDown, &[]), (CertificateExpired, &[]), (TlsHandshakesFail, &[])],
             expired("output", "lake"),
         );
+    }
+
+    #[test]
+    fn an_output_at_its_limit_is_late_because_of_it() {
+        assert_kinds(&[(OutputLate, &[]), (EventsRefused, &[])], |status| {
+            late(status);
+            let output = &mut status["outputs"][0];
+            output["rate_limit_bytes_per_second"] = json!(100);
+            output["sent_bytes_per_second"] = json!(99.0);
+            output["aside"] = json!({ "events": 1, "at_fault": 1, "seconds": 200.0 });
+        });
     }
 
     /// A pause is what the operator asked for, until it seems to be forgotten.

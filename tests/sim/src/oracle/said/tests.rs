@@ -29,7 +29,9 @@ pub(super) fn finds(mut said: Said, about: &str, text: &str) -> Said {
     let state = "bad".to_owned();
     let verdict = &mut said.status.as_mut().expect("a status").verdict;
     verdict.state.clone_from(&state);
-    verdict.findings = vec![Finding { state, about: about.into(), text: text.into() }];
+    let consequences = Vec::new();
+    verdict.findings =
+        vec![Finding { state, about: about.into(), text: text.into(), consequences }];
     said
 }
 
