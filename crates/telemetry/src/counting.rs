@@ -74,7 +74,6 @@ impl QueueMetrics {
         accepted.events.increment(events);
         accepted.bytes.increment(bytes);
         accepted.levels.add(levels);
-        accepted.last.set(now());
         accepted.refusals.accepted();
     }
 

@@ -124,6 +124,10 @@ impl Telemetry {
         let (since, batches) = self.refusals.of_batches();
         self.refusing.since.set(since);
         self.refusing.requests.set(batches as f64);
+        // Counted back from now, so that setting the clock does not change the age.
+        if let Some(ago) = self.refusals.accepted_ago() {
+            self.queue().accepted.last.set(now() - ago.as_secs_f64());
+        }
         self.show_apiservers();
         page::page(&self.registry, is_known)
     }

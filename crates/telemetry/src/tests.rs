@@ -334,6 +334,7 @@ fn a_reading_says_what_is_rendered() {
     let listener = telemetry.listener("[::]:3000");
     assert_eq!(queue.accepted.events.get(), 7);
     assert!(started() > 0.0 && memory() > 0);
+    telemetry.render();
     assert!(queue.accepted.last.time().is_some_and(|time| time > started()));
     assert_eq!((queue.errors.get(), output.lost.get()), (2, 3));
     assert_eq!(telemetry.all_lost_events(), 9);
