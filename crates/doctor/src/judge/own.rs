@@ -76,8 +76,7 @@ pub(super) fn causes(relay: &Sampled<Relay>, is_given_up_reported: bool, causes:
         false => vec![it],
     });
     for finding in first.filter(|it| it.state >= State::Warn && !is_told(it)) {
-        let output = finding.about.strip_prefix("output ");
-        let output = output.and_then(|name| status.outputs.iter().find(|it| it.name == name));
+        let output = finding.output(status);
         let place = match output {
             Some(_) => format!("{} of {source}", said(&finding.about)),
             None => place.clone(),

@@ -384,7 +384,7 @@ impl Hour {
             let (track, all_dropped) = self.outputs.entry(name.clone()).or_insert_with(new);
             track.add(now, ended, output.counters, &output.states);
             let ([delivered, _, _, lost], [_, lag]) = (output.counters, output.states);
-            // What was lost had passed the filter, or was never looked at.
+            // A lost event had passed the filter, or the filter never saw it.
             all_dropped.add(now, delivered + lost, output.dropped, lag);
         }
     }

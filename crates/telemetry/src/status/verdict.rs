@@ -29,7 +29,7 @@ pub enum State {
     Bad,
 }
 
-/// What a finding is about, for scripts and for [`causes`]. In the order of this list, a cause
+/// The subject of a finding, for scripts and for [`causes`]. In the order of this list, a cause
 /// stands before what may follow from it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -123,7 +123,7 @@ pub enum Kind {
 /// One thing that an operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// What it is about, such as `output_down`. Other versions may have other kinds.
+    /// The subject, such as `output_down`. Other versions may have other kinds.
     #[serde(default)]
     pub kind: Kind,
     /// `bad` (needs action), `warn` (worth a look), `note` or `good`: its own state, or that of its
@@ -139,7 +139,7 @@ pub struct Finding {
     /// The URL of the runbook named at the end of `advice`; `None` if it names none.
     #[serde(default)]
     pub runbook: Option<String>,
-    /// What follows from it, and ends with it: findings without consequences of their own.
+    /// The consequences of this finding, which end with it. They have none of their own.
     #[serde(default)]
     pub consequences: Vec<Finding>,
 }
@@ -148,6 +148,12 @@ impl Finding {
     /// Returns the finding and its consequences.
     pub fn all(&self) -> impl Iterator<Item = &Finding> {
         std::iter::once(self).chain(&self.consequences)
+    }
+
+    /// Returns the output that the finding is about; `None` if it is about something else.
+    pub fn output<'s>(&self, status: &'s Status) -> Option<&'s Output> {
+        let name = self.about.strip_prefix("output ")?;
+        status.outputs.iter().find(|it| it.name == name)
     }
 }
 
@@ -912,37 +918,22 @@ fn evidence(status: &Status, found: &mut Findings) {
         // age counts as present.
         let is_since = |ago: Option<f64>| ago.zip(error).is_some_and(|(ago, error)| ago < error);
         let state_of = |is_over: bool| if is_over { State::Note } else { State::Warn };
-        let (kind, state, text, runbook) = match reason.as_str() {
+        let (kind, state, text) = match reason.as_str() {
             "rolled_back" => {
                 let text = "A witness has seen a newer log: queue.directory was restored from an \
                     older copy (rolled_back).";
-                (
-                    Kind::EvidenceRolledBack,
-                    State::Bad,
-                    text.to_owned(),
-                    "KubeAuditForwarderEvidenceRolledBack",
-                )
+                (Kind::EvidenceRolledBack, State::Bad, text.to_owned())
             }
             "tampered" => {
                 let text =
                     "Files of the queue or of its evidence were changed or removed (tampered).";
-                (
-                    Kind::EvidenceTampered,
-                    State::Bad,
-                    text.to_owned(),
-                    "KubeAuditForwarderEvidenceTampered",
-                )
+                (Kind::EvidenceTampered, State::Bad, text.to_owned())
             }
             "witness" => {
                 let is_over = evidence.witnesses.iter().all(|it| is_since(it.last_seconds_ago));
                 let text = "A witness does not cosign (witness).";
                 let text = if is_over { "A witness did not cosign for a time." } else { text };
-                (
-                    Kind::WitnessAway,
-                    state_of(is_over),
-                    text.to_owned(),
-                    "KubeAuditForwarderWitnessAway",
-                )
+                (Kind::WitnessAway, state_of(is_over), text.to_owned())
             }
             other => {
                 let is_over = is_since(evidence.last_checkpoint_seconds_ago);
@@ -950,15 +941,11 @@ fn evidence(status: &Status, found: &mut Findings) {
                     true => format!("Evidence could not be recorded for a time ({other})."),
                     false => format!("Evidence cannot be recorded ({other})."),
                 };
-                (
-                    Kind::EvidenceNotWritten,
-                    state_of(is_over),
-                    text,
-                    "KubeAuditForwarderEvidenceNotWritten",
-                )
+                (Kind::EvidenceNotWritten, state_of(is_over), text)
             }
         };
-        let advice = format!("The log says more. Runbook: {runbook}.");
+        // Each of these kinds has the name of its alert.
+        let advice = format!("The log says more. Runbook: KubeAuditForwarder{kind:?}.");
         found.add(kind, state, "evidence", text, &advice);
     }
 }

@@ -84,7 +84,7 @@ fn head(view: &View, status: &Status, width: usize) -> Vec<String> {
     for finding in status.verdict.iter().flat_map(|verdict| &verdict.findings) {
         let text = format!("{} {}", sign(finding.state), message(&finding.text));
         lines.extend(wrapped(&text, width));
-        // What is lost stays lost when the cause ends, so its advice is needed too.
+        // Lost events stay lost when the cause ends, so the advice about them is needed.
         let lasts = |it: &&Finding| [Kind::EventsLost, Kind::SendersGaveUp].contains(&it.kind);
         let follows = finding.consequences.iter().flat_map(|it| {
             std::iter::once(&it.text)

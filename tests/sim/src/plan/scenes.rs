@@ -64,7 +64,7 @@ const SOLOS: [Scene; 10] = [
     evidence_off,
     shut_out,
     ended_stdout,
-    // These are here twice, so that each seed keeps its scene.
+    // The following scenes are in the list twice, so that each seed keeps its scene.
     aside_drain,
     end_beside_refused,
     evidence_off,

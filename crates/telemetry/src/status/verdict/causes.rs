@@ -22,17 +22,15 @@ pub(super) fn first(found: Vec<Finding>, status: &Status) -> Vec<Finding> {
         at
     };
     let roots: Vec<usize> = (0..found.len()).map(root).collect();
-    let mut findings: Vec<(usize, Finding)> = Vec::new();
-    let (own, others): (Vec<_>, Vec<_>) =
+    let (mut findings, others): (Vec<_>, Vec<_>) =
         found.into_iter().enumerate().zip(roots).partition(|((at, _), root)| at == root);
-    findings.extend(own.into_iter().map(|(finding, _)| finding));
     for ((_, finding), root) in others {
-        if let Some((_, cause)) = findings.iter_mut().find(|(at, _)| *at == root) {
+        if let Some(((_, cause), _)) = findings.iter_mut().find(|((at, _), _)| *at == root) {
             cause.state = cause.state.max(finding.state);
             cause.consequences.push(finding);
         }
     }
-    findings.into_iter().map(|(_, finding)| finding).collect()
+    findings.into_iter().map(|((_, finding), _)| finding).collect()
 }
 
 /// Returns the output whose events need at least half of the queue: it explains a queue that fills.
@@ -67,7 +65,7 @@ fn explains(cause: &Finding, of: &Finding, filler: Option<&str>, status: &Status
         (OutputPaused | OutputUnsteady, AddressDown | AddressOnTrial | OutputStalls) => is_same,
         // The limit of an output is a reason of its own.
         (EventsRefused | OutputPaused | OutputUnsteady, OutputLate) => {
-            let output = output_of(of, status);
+            let output = of.output(status);
             is_same && !output.is_some_and(super::is_limited)
         }
         (OutputPaused | OutputDown | OutputUnsteady | OutputLate, QueueFills | QueueFull) => fills,
@@ -91,14 +89,9 @@ fn explains(cause: &Finding, of: &Finding, filler: Option<&str>, status: &Status
     }
 }
 
-fn output_of<'s>(finding: &Finding, status: &'s Status) -> Option<&'s Output> {
-    let name = finding.about.strip_prefix("output ")?;
-    status.outputs.iter().find(|it| it.name == name)
-}
-
 /// Returns `true` if the last error of this finding's output is about a certificate.
 fn says_certificate(finding: &Finding, status: &Status) -> bool {
-    let error = output_of(finding, status).and_then(|it| it.health.last_error.as_ref());
+    let error = finding.output(status).and_then(|it| it.health.last_error.as_ref());
     error.is_some_and(|error| error.contains("ertificate"))
 }
 
@@ -121,7 +114,7 @@ fn lost_in_queue(status: &Status) -> bool {
 /// Returns `true` if only the output of this finding has lost events, the last of them since the
 /// finding began.
 fn lost_by(cause: &Finding, status: &Status) -> bool {
-    let Some(output) = output_of(cause, status) else { return false };
+    let Some(output) = cause.output(status) else { return false };
     // An optional output also loses events when the queue needs room.
     let age = match cause.kind == Kind::EventsRefused {
         true => output.aside.as_ref().filter(|_| output.required).map(|aside| aside.seconds),
@@ -280,7 +273,7 @@ mod tests {
                 json!({ "shut_seconds": 901.0, "long_shut_ended_seconds_ago": 10.0 });
             status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 10.0 });
         });
-        // That time has ended, and something else is wrong now.
+        // The refusals have ended, and something else is wrong now.
         let over = [(EverythingRefused, &[][..]), (RequestsRejected, &[]), (NothingReceived, &[])];
         assert_kinds(&over, |status| {
             status["last_event_seconds_ago"] = json!(901.0);
@@ -306,7 +299,7 @@ mod tests {
         assert_eq!((verdict.state, verdict.findings[0].state), (State::Bad, State::Bad));
     }
 
-    /// What is over does not follow from what is there now.
+    /// A finding about the past does not follow from one about the present.
     #[test]
     fn a_note_is_no_consequence() {
         assert_kinds(&[(QueueFull, &[]), (SendersGaveUp, &[])], |status| {
