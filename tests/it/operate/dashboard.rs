@@ -415,6 +415,14 @@ mod peers {
         let query = variable["query"]["query"].as_str().unwrap();
         let selector = query.strip_prefix("label_values(").unwrap().split_once(", ").unwrap().0;
         assert_eq!(prometheus.label_values("cluster", selector), ["prod-eu"]);
+        // Its queue is in memory, and it has had no request. A panel without data says so.
+        wait_until("rates", PATIENCE, || {
+            !prometheus.query("rate(kube_audit_forwarder_event_total[15s])").is_empty()
+        });
+        for (title, expression, _) in expressions(&dashboard) {
+            let samples = prometheus.query(&substituted(expression));
+            assert!(!samples.iter().any(|it| it.value.is_nan()), "{title}: {expression}");
+        }
         relay.finish(Backlog::Empty);
     }
 

@@ -23,13 +23,9 @@ const FASTER: u32 = 30;
 const CALM: usize = 10;
 const TROUBLE: usize = 45;
 
-/// For this many ticks, two alerts may fire together. Then the later one must have silenced the
-/// other.
-const CHANGE: usize = 2;
-
-/// The alert that may fire before an output is down: a lag of two seconds is a minute for the
-/// rules.
-const LATE: &[&str] = &["OutputLags"];
+/// For this many ticks, two alerts may fire together: an alert that a worse one has replaced stays
+/// for three minutes, as after a restart of the relay.
+const CHANGE: usize = 8;
 
 /// A trouble, and what an operator is told about it.
 #[derive(Clone, Copy)]
@@ -40,7 +36,7 @@ pub(super) struct Row {
     says: (&'static str, &'static str),
     /// The one alert, without the prefix of its name; empty if there is none.
     fires: &'static str,
-    /// The alerts that may fire for a time before it, while less is known.
+    /// The warning that fires before it, and that it replaces when the trouble gets worse.
     before: &'static [&'static str],
     /// Words in the log.
     logs: &'static str,
@@ -300,19 +296,24 @@ impl Scene {
         if let Some(calm) = calm {
             found.push(format!("in the calm time: {calm:?}"));
         }
-        let (mut together, mut one_is_right) = (0, row.fires.is_empty());
-        let mut is_wrong = false;
-        for alerts in fired.values() {
+        // Each firing, from its begin to its end, in the order of their begins.
+        let mut firings: Vec<&str> = Vec::new();
+        let (mut together, mut is_wrong) = (0, false);
+        for (tick, alerts) in &fired {
+            let before = tick.checked_sub(1).and_then(|tick| fired.get(&tick));
+            let is_new = |it: &&String| before.is_none_or(|before| !before.contains(*it));
+            firings.extend(alerts.iter().filter(is_new).map(String::as_str));
             together = if alerts.len() > 1 { together + 1 } else { 0 };
-            one_is_right |= alerts.contains(row.fires);
-            let is_known = |it: &String| it == row.fires || row.before.contains(&it.as_str());
-            is_wrong |= together > CHANGE || !alerts.iter().all(is_known);
+            is_wrong |= together > CHANGE;
         }
+        let last = [row.fires];
+        let wanted = [row.before, if row.fires.is_empty() { &[] } else { &last }].concat();
+        is_wrong |= firings != wanted;
         is_wrong |= fired.values().last().is_some_and(|last| !last.contains(row.fires));
-        if is_wrong || !one_is_right {
+        if is_wrong {
             let mut changes: Vec<_> = fired.iter().collect();
             changes.dedup_by_key(|(_, alerts)| *alerts);
-            found.push(format!("{:?} was to fire, and from each tick on {changes:?}", row.fires));
+            found.push(format!("{wanted:?} were to fire once, and from each tick on {changes:?}"));
         }
         for target in &self.targets {
             if let Some(relay) = &target.relay {

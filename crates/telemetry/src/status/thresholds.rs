@@ -82,8 +82,8 @@ mod tests {
         for (alert, part) in [
             ("NothingReceived", format!("offset {}m)", SILENCE / 60.0)),
             ("ApiserverSilent", format!(") > {APISERVER_SILENT} < 3600")),
-            ("QueueFullWithinAnHour", format!("[15m], {}) >", FULL_WITHIN)),
-            ("QueueFullWithinAnHour", format!("> {}", FORECAST_FILL)),
+            ("QueueNearlyFull", format!("[15m], {}) >", FULL_WITHIN)),
+            ("QueueNearlyFull", format!("> {}", FORECAST_FILL)),
             ("QueueNearlyFull", format!("> {}", QUEUE_NEARLY_FULL)),
             ("EverythingRefused", format!(">= {ATTEMPTS}")),
             ("MemoryNearLimit", format!("> {}", MEMORY_NEARLY_USED)),
@@ -91,7 +91,7 @@ mod tests {
             ("CertificateExpiresIn3Days", format!("< {bad} * 86400")),
             (
                 "OutputLags",
-                "output_lag_seconds > kube_audit_forwarder_output_lag_max_seconds".to_owned(),
+                "output_lag_seconds[5m]) > kube_audit_forwarder_output_lag_max_seconds".to_owned(),
             ),
         ] {
             let (_, rule) = rules.split_once(&format!("KubeAuditForwarder{alert}\n")).unwrap();

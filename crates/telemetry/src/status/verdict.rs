@@ -449,8 +449,7 @@ fn queue(status: &Status, found: &mut Findings) {
             true => "The queue is nearly full.",
             false => "At the current rate, the queue will be full within an hour.",
         };
-        let advice =
-            format!("{} Runbook: KubeAuditForwarderQueueFullWithinAnHour.", more_room(status));
+        let advice = format!("{} Runbook: KubeAuditForwarderQueueNearlyFull.", more_room(status));
         found.add(Kind::QueueFills, State::Bad, "queue", text, &advice);
     }
     // A 429 may also be the answer of a queue that was full a moment ago.
@@ -628,7 +627,8 @@ fn paused(it: &Output, about: &str, status: &Status, found: &mut Findings) {
         _ => (State::Note, "; its events wait in the queue"),
     };
     let text = format!("Output {} is paused by the config{fate}.", it.name);
-    let advice = "Remove `pause` from the config before the queue is full.";
+    let advice = "Remove `pause` from the config before the queue is full. Runbook: \
+        KubeAuditForwarderOutputPaused.";
     found.add(Kind::OutputPaused, state, about, text, advice);
 }
 

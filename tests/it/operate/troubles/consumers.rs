@@ -34,7 +34,7 @@ fn has_one(request: &Request) -> bool {
 /// Returns a row in which the consumer takes nothing.
 const fn down(name: &'static str, run: fn(&mut Scene)) -> Row {
     let (fires, logs) = ("OutputDown", "output down");
-    Row { name, run, says: ("bad", "Output consumer is down"), fires, before: LATE, logs }
+    Row { name, run, says: ("bad", "Output consumer is down"), fires, before: &[], logs }
 }
 
 pub(super) const ROWS: &[Row] = &[
@@ -90,7 +90,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("warn", "Output second is down; it may lose events"),
         fires: "OutputDown",
-        before: LATE,
+        before: &[],
         logs: "output down, events wait and may be lost",
     },
     down("the consumer answers 401", |scene| then(scene, "", |_| Answer::status(401))),
@@ -105,7 +105,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| then(scene, "", |_| Answer::status(400)),
         says: ("bad", "400 Bad Request. Output consumer is down; its events are kept"),
         fires: "OutputDown",
-        before: LATE,
+        before: &[],
         logs: "output down",
     },
     Row {

@@ -36,7 +36,8 @@ fn stepped(scene: &mut Scene, seconds: i64) {
     let (sink, clock) = (HttpSink::accepting(), WallClock::new());
     let directory = TempDir::new().expect("a directory");
     let (_witness, evidence) = Witness::of_a_log(directory.path());
-    let config = to_sink(sink.address(), &evidence);
+    // The restriction would keep the file of the clock from it.
+    let config = unrestricted(&to_sink(sink.address(), &evidence));
     let mut builder = Relay::with(&config);
     for (name, value) in clock.variables() {
         builder = builder.variable(name, &value);
@@ -47,6 +48,11 @@ fn stepped(scene: &mut Scene, seconds: i64) {
     scene.calm();
     clock.set(seconds);
     scene.trouble();
+    let status = ask(scene.relay().admin(), "/status").expect("an answer");
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let ahead = status["time_seconds"].as_f64().expect("a time") - now.as_secs_f64();
+    assert!((ahead - seconds as f64).abs() < 60.0, "the relay's clock is {ahead} s ahead");
     let good = scene.said.iter().skip(scene.calm).filter(|said| is_good(said)).count();
     assert_eq!(good, scene.said.len() - scene.calm, "{:?}", scene.said);
 }
@@ -120,6 +126,30 @@ pub(super) const ROWS: &[Row] = &[
         logs: "paused",
     },
     Row {
+        name: "a pause is forgotten",
+        run: |scene| {
+            let (sink, spool, clock) = (HttpSink::accepting(), Spool::new(), WallClock::new());
+            let config = to_sink(sink.address(), &format!("pause = true\n{}", spool.queue("")));
+            // The restriction would keep the file of the clock from it.
+            let config = unrestricted(&config);
+            scene.start(&config);
+            scene.calm();
+            scene.end(0, |relay| _ = relay.stop());
+            // A day has passed when it starts again.
+            clock.set(86_400);
+            let mut builder = Relay::with(&config);
+            for (name, value) in clock.variables() {
+                builder = builder.variable(name, &value);
+            }
+            scene.targets[0].relay = Some(builder.start());
+            scene.trouble();
+        },
+        says: ("warn", "and its events have waited for more than a day"),
+        fires: "OutputPaused",
+        before: &[],
+        logs: "paused",
+    },
+    Row {
         name: "a reload names a host that nobody knows",
         run: |scene| {
             let config = |_| to_http(&["http://consumer.invalid:8080/".to_owned()], "");
@@ -127,7 +157,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Output consumer is down"),
         fires: "OutputDown",
-        before: LATE,
+        before: &[],
         logs: "output down",
     },
     Row {

@@ -42,8 +42,8 @@ pub(super) const ROWS: &[Row] = &[
             scene.trouble();
         },
         says: ("bad", "At the current rate, the queue will be full within an hour"),
-        fires: "QueueFullWithinAnHour",
-        before: &["OutputDown", "OutputLags"],
+        fires: "QueueNearlyFull",
+        before: &["OutputDown"],
         logs: "output down",
     },
     Row {
@@ -51,7 +51,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| filled(scene, 20, "[queue]\nmax_bytes = \"64KiB\"\n"),
         says: ("bad", ": senders get 429"),
         fires: "QueueNearlyFull",
-        before: &["QueueFullWithinAnHour"],
+        before: &[],
         logs: "queue full",
     },
     Row {
@@ -61,7 +61,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Events are being lost or refused for good now"),
         fires: "EventsLost",
-        before: &["QueueFullWithinAnHour"],
+        before: &[],
         logs: "queue full: the oldest events are dropped and counted",
     },
     Row {
@@ -71,7 +71,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Events are being lost or refused for good now"),
         fires: "EventsLost",
-        before: &["QueueFullWithinAnHour"],
+        before: &[],
         logs: "queue full: new events are dropped and counted",
     },
     Row {
@@ -97,7 +97,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "The queue cannot store events"),
         fires: "DiskRefused",
-        before: &["OutputDown", "OutputLags"],
+        before: &["OutputDown"],
         logs: "No space left on device",
     },
     Row {
@@ -203,7 +203,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Events"),
         fires: "EventsLost",
-        before: &["OutputDown", "OutputLags"],
+        before: &["OutputDown"],
         logs: messages::UNDELIVERED,
     },
     Row {
@@ -239,7 +239,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Files of the queue or of its evidence were changed or removed"),
         fires: "EvidenceTampered",
-        before: &["EvidenceNotWritten"],
+        before: &[],
         logs: "evidence",
     },
     Row {
