@@ -5,6 +5,7 @@
 //! ended by its own process id. A fake consumer records a request or message before it answers it.
 //! Once a test has seen the answer, the record exists.
 
+pub(crate) mod alertmanager;
 pub(crate) mod answers;
 pub(crate) mod apiserver;
 pub(crate) mod browser;

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::peers::{Process, program, start_on_free_port};
-use super::{PATIENCE, http, repository, text, wait_until};
+use super::{PATIENCE, http, repository, rules, text, wait_until};
 
 /// The labels of the scraped target, as a PodMonitor sets them.
 pub(crate) const JOB: &str = "kube-audit-forwarder";
@@ -46,19 +48,36 @@ impl Prometheus {
     pub(crate) fn with_labels(admin: SocketAddr, more: &[(&str, &str)]) -> Self {
         let mut labels = BTreeMap::from([("namespace", NAMESPACE), ("pod", POD)]);
         labels.extend(more.iter().copied());
-        let directory = TempDir::new().expect("a temporary directory");
         let rules = repository().join("deploy/monitoring/rules.yaml");
-        let config = serde_json::json!({
-            "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
-            "rule_files": [text(&rules)],
-            "scrape_configs": [{
-                "job_name": JOB,
-                "static_configs": [{
-                    "targets": [admin.to_string()],
-                    "labels": labels,
-                }],
-            }],
-        });
+        Self::launch(&[], |_| {
+            let target = json!({ "targets": [admin.to_string()], "labels": labels });
+            json!({ "rule_files": [text(&rules)],
+                "scrape_configs": [{ "job_name": JOB, "static_configs": [target] }] })
+        })
+    }
+
+    /// Starts a Prometheus for which time passes this many times faster, and which tells this
+    /// Alertmanager. It scrapes the relay whose admin address is in the file `targets`
+    /// ([`target`]).
+    pub(crate) fn faster(times: u32, targets: &Path, alertmanager: SocketAddr) -> Self {
+        let rules = repository().join("deploy/monitoring/rules.yaml");
+        let rules = rules::faster(&std::fs::read_to_string(rules).expect("the rules"), times);
+        // Alertmanager forgets an alert after four times this.
+        Self::launch(&["--rules.alert.resend-delay=3s"], |directory| {
+            let file = directory.join("rules.yaml");
+            std::fs::write(&file, rules).expect("a writable directory");
+            let managers = json!([{ "targets": [alertmanager.to_string()] }]);
+            json!({ "rule_files": [text(&file)],
+                "alerting": { "alertmanagers": [{ "static_configs": managers }] },
+                "scrape_configs": [{ "job_name": JOB,
+                    "file_sd_configs": [{ "files": [text(targets)] }] }] })
+        })
+    }
+
+    fn launch(more: &[&str], config: impl FnOnce(&Path) -> Value) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut config = config(directory.path());
+        config["global"] = json!({ "scrape_interval": "1s", "evaluation_interval": "1s" });
         // Any JSON is also YAML.
         let file = directory.path().join("prometheus.yaml");
         std::fs::write(&file, config.to_string()).expect("a writable directory");
@@ -68,7 +87,8 @@ impl Prometheus {
                 format!("--storage.tsdb.path={}", text(&directory.path().join("data"))),
                 format!("--web.listen-address=127.0.0.1:{port}"),
             ];
-            let arguments = arguments.each_ref().map(String::as_str);
+            let arguments = arguments.iter().map(String::as_str).chain(more.iter().copied());
+            let arguments: Vec<&str> = arguments.collect();
             Process::new(program("prometheus"), &arguments, port, directory.path())
         });
         let prometheus = Self { process, _directory: directory };
@@ -81,11 +101,17 @@ impl Prometheus {
         prometheus
     }
 
+    /// Ends Prometheus in order, and starts it again with its data.
+    pub(crate) fn restart(&mut self) {
+        self.process.stop();
+        self.process.start();
+    }
+
     fn address(&self) -> SocketAddr {
         self.process.address()
     }
 
-    fn get(&self, path: &str, parameters: &[(&str, &str)]) -> serde_json::Value {
+    fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let query =
             url::form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
         let answer = http::get(self.address(), &format!("{path}?{query}")).expect("an answer");
@@ -97,7 +123,7 @@ impl Prometheus {
     /// without labels. Panics if the value has another type.
     pub(crate) fn query(&self, expression: &str) -> Vec<Sample> {
         let data = self.get("/api/v1/query", &[("query", expression)]);
-        let number = |pair: &serde_json::Value| -> f64 {
+        let number = |pair: &Value| -> f64 {
             pair[1].as_str().and_then(|text| text.parse().ok()).expect("a number")
         };
         if data["resultType"] == "scalar" {
@@ -133,6 +159,16 @@ impl Prometheus {
     }
 }
 
-fn strings(object: &serde_json::Value) -> BTreeMap<String, String> {
+/// Writes the file that names a relay to [`Prometheus::faster`]. A relay that is restarted keeps
+/// its labels, as a pod of a StatefulSet does.
+pub(crate) fn target(file: &Path, admin: SocketAddr) {
+    let labels = json!({ "namespace": NAMESPACE, "pod": POD, "instance": POD });
+    let targets = json!([{ "targets": [admin.to_string()], "labels": labels }]);
+    let new = file.with_extension("new");
+    std::fs::write(&new, targets.to_string()).expect("a writable directory");
+    std::fs::rename(new, file).expect("a writable directory");
+}
+
+fn strings(object: &Value) -> BTreeMap<String, String> {
     serde_json::from_value(object.clone()).expect("an object of strings")
 }
