@@ -27,6 +27,13 @@ const TURNS: u32 = 5;
 
 const STEADY: Duration = Duration::from_secs(120);
 
+/// An output at which one request in ten fails, over about the last hundred, is unsteady too. Such
+/// a request is sent again, and the output stays up.
+const OFTEN: f64 = 0.1;
+
+/// The weight of the newest request in this share.
+const NEWEST: f64 = 0.02;
+
 /// The number of events set aside that are looked at for `/status`, so that each try costs little.
 const SHOWN_MAX: usize = 1000;
 
@@ -71,6 +78,9 @@ pub struct Snapshot {
     /// The number of changes, each within [`STEADY`] of the previous one, and the moment of the
     /// last.
     turns: Option<(u32, Instant)>,
+    /// The share of failed requests, over about the last hundred, and the moment at which it was
+    /// last as large as [`OFTEN`].
+    failing: (f64, Option<Instant>),
     /// The moment of the next attempt, if one is planned.
     pub next_attempt: Option<Instant>,
     /// The moment of the last delivery that timed out while the output was up.
@@ -93,9 +103,20 @@ impl Snapshot {
         self.turns = Some((lately.map_or(1, |(turns, _)| turns.saturating_add(1)), Instant::now()));
     }
 
-    /// Returns `true` if the output often changes between up and down.
+    /// Counts a request in the share of those that fail.
+    fn requested(&mut self, fails: bool) {
+        let share = &mut self.failing.0;
+        *share += NEWEST * (f64::from(u8::from(fails)) - *share);
+        if *share >= OFTEN {
+            self.failing.1 = Some(Instant::now());
+        }
+    }
+
+    /// Returns `true` if the output often changes between up and down, or is up and many requests
+    /// fail.
     pub fn is_unsteady(&self) -> bool {
         self.turns.is_some_and(|(turns, at)| turns >= TURNS && at.elapsed() < STEADY)
+            || self.up && self.failing.1.is_some_and(|at| at.elapsed() < STEADY)
     }
 }
 
@@ -198,7 +219,9 @@ impl Health {
         let since = self.down.take();
         if since.is_none() && self.was_up {
             // A pause may begin while the output is up.
-            lock(&self.status.state).next_attempt = None;
+            let mut status = lock(&self.status.state);
+            status.next_attempt = None;
+            status.requested(false);
             return;
         }
         self.metrics.up.set(1.0);
@@ -303,6 +326,7 @@ impl Health {
     /// does not go down.
     pub fn stumbled(&mut self, failure: &Failure) {
         self.passed_over(failure);
+        lock(&self.status.state).requested(true);
         let is_told = self.told_stumble.is_some_and(|at| at.elapsed() < REMIND);
         if is_told || failure.elsewhere || self.told_down {
             return;

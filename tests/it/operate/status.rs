@@ -377,10 +377,13 @@ fn an_output_that_fails_and_works_in_turn_has_a_steady_state() {
         HttpSink::start(|request| Answer::status(if request.number % 60 < 50 { 500 } else { 200 }));
     let relay = Relay::start(&to_sink(sink.address(), IN_TURN));
     assert_eq!(output(&relay)["unsteady"], false);
-    let steady = Value::from("Output consumer keeps failing and recovering.");
+    let steady =
+        Value::from("Output consumer keeps failing and recovering (500 Internal Server Error).");
     wait_until("several turns", PATIENCE, || {
-        post(&relay, 0..1);
-        output(&relay)["unsteady"] == true
+        assert_accepted(&relay.post(&generated_batch(0, 5, 900)), 5);
+        // While it is up, a large share of failed requests is enough.
+        let output = output(&relay);
+        output["unsteady"] == true && output["up"] == false
     });
     let mut phases = BTreeSet::new();
     let mut seed = 0;

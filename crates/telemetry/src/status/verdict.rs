@@ -201,6 +201,9 @@ const GIVEN_UP_LATELY: f64 = 3600.0;
 /// The number of seconds for which the page says that `limits.max_in_flight` was reached.
 const IN_FLIGHT_FULL_FOR: f64 = 60.0;
 
+/// The state of an address of an unsteady output is a finding after this time, in seconds.
+const ADDRESS_FOR: f64 = 10.0;
+
 /// Outputs with a greater `lag_max_seconds` hold or collect events, so their backlog may grow.
 const COLLECTING: f64 = 60.0;
 
@@ -529,7 +532,9 @@ fn is_place(text: &str) -> bool {
 fn output(it: &Output, status: &Status, found: &mut Findings) {
     let about = format!("output {}", it.name);
     if it.health.unsteady {
-        let text = format!("Output {} keeps failing and recovering.", it.name);
+        let why = it.health.last_error.as_deref().map(|error| format!(" ({})", cause(error)));
+        let why = why.unwrap_or_default();
+        let text = format!("Output {} keeps failing and recovering{why}.", it.name);
         let advice = "Its last error says why: the consumer may be overloaded, or fail on some of \
             the events. Runbook: KubeAuditForwarderOutputDown.";
         found.add(Kind::OutputUnsteady, State::Warn, &about, text, advice);
@@ -549,11 +554,7 @@ fn output(it: &Output, status: &Status, found: &mut Findings) {
     if it.health.paused {
         paused(it, &about, status, found);
     }
-    // The state of a single address changes with that of its output.
-    let is_only = it.health.unsteady && it.addresses.len() == 1;
-    if !is_only {
-        addresses_passed_over(it, &about, found);
-    }
+    addresses_passed_over(it, &about, found);
     if is_late(it) || is_growing(it) {
         let (name, seconds) = (&it.name, it.backlog.lag_max_seconds);
         let is_limited = is_limited(it);
@@ -610,9 +611,17 @@ fn output(it: &Output, status: &Status, found: &mut Findings) {
         );
         found.add(Kind::EventsRefused, State::Warn, &about, text, &advice);
     }
-    if !is_only {
-        addresses_on_trial(it, &about, found);
-    }
+    addresses_on_trial(it, &about, found);
+}
+
+/// Returns the addresses of an output that are worth a finding of their own. The state of a single
+/// address is that of its output. Where many requests fail, an address is down after each of them.
+fn addresses_apart(it: &Output) -> impl Iterator<Item = &Address> {
+    let is_apart = |at: &&Address| {
+        let has_lasted = at.state_seconds.is_none_or(|seconds| seconds >= ADDRESS_FOR);
+        it.addresses.len() > 1 && (has_lasted || !it.health.unsteady)
+    };
+    it.addresses.iter().filter(is_apart)
 }
 
 /// A pause is what the operator has asked for, until it seems to be forgotten: its oldest event has
@@ -636,9 +645,9 @@ fn addresses_passed_over(it: &Output, about: &str, found: &mut Findings) {
     let passed_over = it.addresses.iter().filter(|it| is_passed_over(it)).count();
     let rest = match passed_over < it.addresses.len() {
         true => "its other addresses take the events",
-        false => "it has no other address",
+        false => "so are its other addresses",
     };
-    for address in it.addresses.iter().filter(|it| is_passed_over(it)) {
+    for address in addresses_apart(it).filter(|it| is_passed_over(it)) {
         let (name, state) = (&address.address, &address.state);
         let why = address.last_error.as_deref().map(|error| format!(" ({})", cause(error)));
         let why = why.unwrap_or_default();
@@ -650,7 +659,7 @@ fn addresses_passed_over(it: &Output, about: &str, found: &mut Findings) {
 }
 
 fn addresses_on_trial(it: &Output, about: &str, found: &mut Findings) {
-    for address in it.addresses.iter().filter(|it| it.state == ON_TRIAL) {
+    for address in addresses_apart(it).filter(|it| it.state == ON_TRIAL) {
         let name = &address.address;
         let text = format!(
             "Output {}: the address {name} accepts connections again, but has taken no events \

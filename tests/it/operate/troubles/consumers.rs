@@ -124,6 +124,16 @@ pub(super) const ROWS: &[Row] = &[
         before: &[],
         logs: "",
     },
+    Row {
+        name: "a balancer answers 502 to every third request",
+        run: |scene| {
+            then(scene, "", |it| Answer::status(if it.number % 3 == 0 { 502 } else { 200 }))
+        },
+        says: ("warn", "Output consumer keeps failing and recovering (502 Bad Gateway)"),
+        fires: "",
+        before: &[],
+        logs: "a request failed: its events are sent again",
+    },
     down("the consumer hangs", |scene| {
         then(scene, "timeouts = { request = \"2s\" }\n", |_| Answer::never())
     }),

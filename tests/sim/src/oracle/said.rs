@@ -369,13 +369,13 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
         let mut doors = world.outputs.iter().filter(|seen| seen.view.has_door);
         doors.any(|seen| seen.view.output == output)
             && text.contains(": the address ")
-            && !text.contains("it has no other address")
+            && !text.contains("so are its other addresses")
     };
     // An output is unsteady until it has kept its state for two minutes (see status-json.md).
     // Events that were on the wire when the last trouble ended can still time out.
     let steady = Duration::from_secs(120);
     let is_settling = |text: &str| {
-        text.ends_with(" keeps failing and recovering.") && said.asked < calm.healed + steady
+        text.contains(" keeps failing and recovering") && said.asked < calm.healed + steady
             || text.ends_with(": a delivery timed out in the last two minutes.")
                 && said.asked < calm.healed + calm.limit() + steady
     };
