@@ -10,14 +10,9 @@ use crate::counts::{ApiserverCounts, ByLabel, Relay, listed, most, total};
 use crate::remedy::of_reason;
 use crate::sample::Sampled;
 use base::words::escape;
+use telemetry::status::Status;
 use telemetry::status::thresholds::ATTEMPTS;
-use telemetry::status::verdict::{
-    Finding, Kind as Finds, SENDERS, State, Verdict, is_dropping_all,
-};
-use telemetry::status::{Output, Status};
-
-/// The runbook of the relay's finding about losses, which doctor counts itself.
-const OF_LOSSES: &str = "KubeAuditForwarderEventsLost";
+use telemetry::status::verdict::{Finding, Kind as Finds, SENDERS, State, Verdict};
 
 /// The maximum number of characters of a relay's text. The relay's own texts are shorter.
 const CHARS_MAX: usize = 1000;
@@ -34,10 +29,6 @@ fn of(status: &Status) -> impl Iterator<Item = &Finding> {
     status.verdict.iter().flat_map(Verdict::all)
 }
 
-fn is_of_losses(finding: &Finding) -> bool {
-    finding.runbook.as_ref().is_some_and(|page| page.contains(OF_LOSSES))
-}
-
 /// Returns `true` if senders were refused for longer than they try, according to the relay.
 fn is_given_up(finding: &Finding) -> bool {
     finding.about == SENDERS && finding.state == State::Bad
@@ -45,8 +36,8 @@ fn is_given_up(finding: &Finding) -> bool {
 
 /// Returns the relay's own advice about its losses.
 pub(super) fn advice_about_losses(status: &Status) -> String {
-    let finding = of(status).find(|it| is_of_losses(it));
-    finding.map_or_else(|| format!("See the runbook {OF_LOSSES}"), advice)
+    let finding = of(status).find(|it| it.kind == Finds::EventsLost);
+    finding.map_or_else(|| "See the runbook KubeAuditForwarderEventsLost".to_owned(), advice)
 }
 
 /// Returns a relay's text without its full stop, safe for a terminal.
@@ -55,7 +46,7 @@ fn said(text: &str) -> String {
 }
 
 fn advice(finding: &Finding) -> String {
-    said(finding.advice.as_deref().unwrap_or_default())
+    said(&finding.advice_and_runbook().unwrap_or_default())
 }
 
 /// Reports the findings of a relay's own verdict, each with what follows from it, except its
@@ -67,7 +58,7 @@ pub(super) fn causes(relay: &Sampled<Relay>, is_given_up_reported: bool, causes:
     let has_lost = |it: &Relay| it.lost().values().any(|lost| *lost > 0);
     let is_lost = relay.before.iter().chain(&relay.counts).any(has_lost);
     let is_told = |it: &&Finding| {
-        let is_counted = is_of_losses(it) && is_lost || it.kind == Finds::EarlierLosses;
+        let is_counted = it.kind == Finds::EventsLost && is_lost || it.kind == Finds::EarlierLosses;
         is_counted || is_given_up(it) && is_given_up_reported
     };
     let first = status.verdict.iter().flat_map(|verdict| &verdict.findings);
@@ -99,12 +90,11 @@ pub(super) fn causes(relay: &Sampled<Relay>, is_given_up_reported: bool, causes:
 /// Returns the severity of a finding. While events wait for a consumer, or senders for room in the
 /// queue, nothing is lost so far. A filter that drops everything may be a mistake.
 fn kind(finding: &Finding, status: &Status) -> Kind {
-    let output = finding.about.strip_prefix("output ");
-    let drops_all = |it: &Output| Some(&*it.name) == output && is_dropping_all(it);
-    let waits = output.is_some() || finding.about == "queue" && status.queue.fault.is_none();
+    let is_of_output = finding.about.starts_with("output ");
+    let waits = is_of_output || finding.about == "queue" && status.queue.fault.is_none();
     match finding.state {
         State::Bad if !waits => Kind::Unknown,
-        State::Bad | State::Warn if status.outputs.iter().any(drops_all) => Kind::Unknown,
+        State::Bad | State::Warn if finding.kind == Finds::AllFiltered => Kind::Unknown,
         State::Bad | State::Warn => Kind::SoFar,
         State::Good | State::Note => Kind::Ok,
     }

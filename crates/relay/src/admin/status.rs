@@ -24,10 +24,7 @@ impl Admin {
     /// Returns the response to `/status` as JSON: the state, with the relay's judgement of it.
     pub(super) fn status(&self) -> String {
         let mut status = self.facts();
-        for output in &mut status.outputs {
-            output.trouble = verdict::trouble(output);
-        }
-        status.verdict = Some(verdict::judge(&status));
+        verdict::judge(&mut status);
         // A `Status` has only numbers, texts, and maps whose keys are texts, so this cannot fail.
         serde_json::to_string_pretty(&status).expect("JSON has a form for each value") + "\n"
     }

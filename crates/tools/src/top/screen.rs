@@ -87,11 +87,11 @@ fn head(view: &View, status: &Status, width: usize) -> Vec<String> {
         // Lost events stay lost when the cause ends, so the advice about them is needed.
         let lasts = |it: &&Finding| [Kind::EventsLost, Kind::SendersGaveUp].contains(&it.kind);
         let follows = finding.consequences.iter().flat_map(|it| {
-            std::iter::once(&it.text)
-                .chain(Some(it).filter(lasts).and_then(|it| it.advice.as_ref()))
+            std::iter::once(it.text.clone())
+                .chain(Some(it).filter(lasts).and_then(Finding::advice_and_runbook))
         });
-        let below = finding.advice.iter().chain(follows);
-        lines.extend(below.flat_map(|it| wrapped(&format!("  {}", message(it)), width)));
+        let below = finding.advice_and_runbook().into_iter().chain(follows);
+        lines.extend(below.flat_map(|it| wrapped(&format!("  {}", message(&it)), width)));
     }
     lines
 }

@@ -41,10 +41,7 @@ impl View {
         }
         // Relays of older versions send neither a verdict nor states of outputs.
         if status.verdict.is_none() {
-            status.verdict = Some(verdict::judge(&status));
-            for output in &mut status.outputs {
-                output.trouble = verdict::trouble(output);
-            }
+            verdict::judge(&mut status);
         }
         status.outputs.sort_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| a.name.cmp(&b.name)));
         self.status = Some(status);

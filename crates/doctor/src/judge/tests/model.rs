@@ -404,7 +404,7 @@ impl Sim {
             (times.longest_seconds, times.longest_shut_seconds) = (seconds, seconds);
             times.long_shut_ended_seconds_ago = (seconds >= 235.0).then_some(time - it.last);
         }
-        status.verdict = Some(verdict::judge(&status));
+        verdict::judge(&mut status);
         Relay { clock: Clock { now: Some(time), ahead: 0.0 }, status }
     }
 }

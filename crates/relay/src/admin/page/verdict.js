@@ -187,10 +187,10 @@ function drawVerdict(status, elapsed) {
     set(node, 'data-state', it.state);
     node.toggleAttribute('data-below', it.below);
     say(part(node, 'words'), it.words);
-    const [advice, page] = it.advice && it.runbook ? it.advice.split('Runbook: ') : [it.advice, ''];
-    say(part(node, 'advice'), advice);
+    const page = it.advice && it.runbook;
+    say(part(node, 'advice'), it.advice);
     say(part(node, 'runbook'), page ? 'Runbook' : '');
-    if (page) set(part(node, 'runbook'), 'href', it.runbook);
+    if (page) set(part(node, 'runbook'), 'href', page);
   });
   // A finding is read aloud when it comes, and not each time that a figure in it changes. While the
   // relay is gone, the alert says so.

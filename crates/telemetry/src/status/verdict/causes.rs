@@ -66,7 +66,7 @@ fn explains(cause: &Finding, of: &Finding, filler: Option<&str>, status: &Status
         // The limit of an output is a reason of its own.
         (EventsRefused | OutputPaused | OutputUnsteady, OutputLate) => {
             let output = of.output(status);
-            is_same && !output.is_some_and(super::is_limited)
+            is_same && !output.is_some_and(super::outputs::is_limited)
         }
         (OutputPaused | OutputDown | OutputUnsteady | OutputLate, QueueFills | QueueFull) => fills,
         (OutputDown | OutputUnsteady | OutputLate, SendersWait) => {
@@ -149,7 +149,9 @@ mod tests {
             "outputs": [output("siem", true, 8), output("lake", false, 9)],
         });
         change(&mut status);
-        judge(&serde_json::from_value(status).unwrap())
+        let mut status = serde_json::from_value(status).unwrap();
+        judge(&mut status);
+        status.verdict.unwrap()
     }
 
     /// Each finding's kind, with the kinds of its consequences.
