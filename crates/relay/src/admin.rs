@@ -83,6 +83,7 @@ pub struct Admin {
     shown: ArcSwap<Shown>,
     /// The error of the address for which a reload waits; `None` if no reload waits.
     awaited_address: Mutex<Option<String>>,
+    refused_config: Mutex<Option<String>>,
     history: History,
     /// `true`: the start of the relay is over.
     started: AtomicBool,
@@ -164,6 +165,7 @@ impl Admin {
             queue,
             shown: ArcSwap::default(),
             awaited_address: Mutex::default(),
+            refused_config: Mutex::default(),
             history: History::new(now),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -220,9 +222,10 @@ impl Admin {
         *lock(&self.awaited_address) = error;
     }
 
-    /// Notes a reload. `success` is `true` if the new config is in use.
-    pub fn reloaded(&self, success: bool) {
-        self.history.reloaded(Instant::now(), success);
+    /// Notes a reload: the reason for which it was refused, or `None` if the new config is in use.
+    pub fn reloaded(&self, refused: Option<String>) {
+        self.history.reloaded(Instant::now(), refused.is_none());
+        *lock(&self.refused_config) = refused;
     }
 
     /// Notes that the drain begins: from now on `/readyz` responds with 503.

@@ -100,6 +100,15 @@ impl ConfigFile {
         }
     }
 
+    /// Returns the first mistake of the config that was read last, with its line and its key.
+    pub(super) fn first_mistake(&self) -> Option<String> {
+        let is_mistake = |it: &&Problem| matches!(it.severity, Severity::Error | Severity::Fault);
+        self.problems.iter().find(is_mistake).map(|it| match &*it.path {
+            "" => format!("line {}: {}", it.line, it.message),
+            key => format!("line {}, {key}: {}", it.line, it.message),
+        })
+    }
+
     /// Notes that a repeated attempt of a reload has failed because of an address, and logs this
     /// from time to time. All attempts count as one reload.
     pub(super) fn fails_again(&mut self, error: &str) {

@@ -95,6 +95,7 @@ impl Parts {
     /// Ends a reload: puts it in force if it could be prepared, and reports the result in the log,
     /// the metrics and `/status`.
     pub(crate) async fn reload(&mut self, prepared: Result<Prepared, Refused>) {
+        let mistake = self.file.first_mistake();
         match self.file.again.is_waiting() && matches!(prepared, Err(Refused::Address(_))) {
             // The first attempt has logged these problems already.
             true => self.file.problems.clear(),
@@ -118,7 +119,8 @@ impl Parts {
             None => self.file.again.end(),
         }
         self.file.reloads.reloaded(refused.is_none());
-        self.admin.reloaded(refused.is_none());
+        let why = |refused: &Refused| mistake.unwrap_or_else(|| refused.to_string());
+        self.admin.reloaded(refused.as_ref().map(why));
         let Some(refused) = refused else {
             tracing::info!("config reloaded");
             return;

@@ -597,6 +597,8 @@ pub struct Reloads {
     /// The error for a listener address that the last reload could not bind and that is being
     /// retried; `None` if there is none.
     pub awaits_address: Option<String>,
+    /// The first mistake for which the last reload was refused; `None` if it was applied.
+    pub refused: Option<String>,
 }
 
 /// The rights of the process, under the JSON key `process`.

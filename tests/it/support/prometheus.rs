@@ -62,8 +62,9 @@ impl Prometheus {
     pub(crate) fn faster(times: u32, targets: &Path, alertmanager: SocketAddr) -> Self {
         let rules = repository().join("deploy/monitoring/rules.yaml");
         let rules = rules::faster(&std::fs::read_to_string(rules).expect("the rules"), times);
-        // Alertmanager forgets an alert after four times this.
-        Self::launch(&["--rules.alert.resend-delay=3s"], |directory| {
+        // Alertmanager forgets an alert after four times this. Prometheus needs five seconds after
+        // its start until it knows its Alertmanagers, whatever the rules say.
+        Self::launch(&["--rules.alert.resend-delay=6s"], |directory| {
             let file = directory.join("rules.yaml");
             std::fs::write(&file, rules).expect("a writable directory");
             let managers = json!([{ "targets": [alertmanager.to_string()] }]);

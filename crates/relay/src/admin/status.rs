@@ -203,6 +203,7 @@ impl Admin {
             success: of(Reloaded::Success),
             error: of(Reloaded::Error),
             awaits_address: lock(&self.awaited_address).clone(),
+            refused: lock(&self.refused_config).clone(),
         }
     }
 

@@ -71,7 +71,10 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "a reload finds a mistake",
         run: |scene| reloaded(scene, "error", |it| format!("{}[nonsense]\n", to_sink(it, ""))),
-        says: ("warn", "The last config change was refused"),
+        says: (
+            "warn",
+            "The last config change was refused (line 12, nonsense: unknown key `nonsense`",
+        ),
         fires: "ReloadFailed",
         before: &[],
         logs: "nonsense",

@@ -1,6 +1,6 @@
 //! What is wrong with the relay itself: losses, the queue, the evidence and the process.
 
-use super::{DAY, Findings, Kind, State};
+use super::{DAY, Findings, Kind, State, cause};
 use crate::status::thresholds::{
     CERTIFICATE_DAYS, FULL_WITHIN, MEMORY_NEARLY_USED, QUEUE_NEARLY_FULL,
 };
@@ -221,8 +221,11 @@ pub(super) fn process(status: &Status, found: &mut Findings) {
         let advice = "Free the address, or correct it in the config.";
         found.add(Kind::ReloadFailed, State::Warn, "relay", text, advice);
     } else if refused.is_some_and(|refused| applied.is_none_or(|applied| refused < applied)) {
-        let text =
-            "The last config change was refused; the relay continues with the previous config.";
+        let why = status.reloads.refused.as_deref().map(|error| format!(" ({})", cause(error)));
+        let why = why.unwrap_or_default();
+        let text = format!(
+            "The last config change was refused{why}; the relay continues with the previous config."
+        );
         let advice = "The log names the reason, and `check` most mistakes.";
         found.add(Kind::ReloadFailed, State::Warn, "relay", text, advice);
     }
