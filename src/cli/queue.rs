@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::replay::style;
 use super::{FAILED, WRONG, input, print, table};
+use base::words::counted;
 use queue::inspect::{Directory, Error, Seen, Summary, Verdict, printable};
 
 /// The size in bytes of the buffer for standard output.
@@ -190,9 +191,14 @@ fn summary_of(verdict: &Verdict) -> String {
     let Verdict { segments, events, bytes, findings, missing, unfinished } = verdict;
     let state = match findings {
         0 => "whole".to_owned(),
-        _ => format!("damaged in {}, {missing} events missing", count(*findings, "place")),
+        _ => format!(
+            "damaged in {}, {} missing",
+            counted(*findings, "place", "places"),
+            counted(*missing, "event", "events")
+        ),
     };
-    let (segments, events) = (count(*segments, "segment"), count(*events, "event"));
+    let segments = counted(*segments, "segment", "segments");
+    let events = counted(*events, "event", "events");
     let mut text = format!("{segments}, {events}, {bytes} bytes: {state}");
     if let Some((file, offset)) = unfinished {
         text.push_str(&format!(
@@ -200,8 +206,4 @@ fn summary_of(verdict: &Verdict) -> String {
         ));
     }
     text
-}
-
-fn count(number: u64, what: &str) -> String {
-    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }

@@ -26,12 +26,24 @@ pub fn grouped(value: u64) -> String {
     text
 }
 
-/// Returns a rate or a share: with one decimal, or without one for 0 and from 99.95 on.
+/// Returns a number with what is counted: `1 line`, `2000 lines`.
+pub fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// Returns the same with a comma between groups of three digits: `2,000 lines`.
+pub fn counted_in_groups(number: u64, one: &str, many: &str) -> String {
+    if number == 1 { counted(1, one, many) } else { format!("{} {many}", grouped(number)) }
+}
+
+/// Returns a rate or a share: with one decimal, with two below 0.1, or without one for 0 and from
+/// 99.95 on. What is not 0 is never shown as 0.
 pub fn scaled(value: f64) -> String {
-    let value = value.max(0.0);
-    match value > 0.0 && value < 99.95 {
-        true => format!("{value:.1}"),
-        false => grouped(whole(value)),
+    match value.max(0.0) {
+        value if value == 0.0 || value >= 99.95 => grouped(whole(value)),
+        value if value < 0.005 => "< 0.01".to_owned(),
+        value if value < 0.095 => format!("{value:.2}"),
+        value => format!("{value:.1}"),
     }
 }
 
@@ -96,6 +108,9 @@ mod tests {
     fn numbers_read_as_on_the_page() {
         assert_eq!(["0", "999", "1,000", "1,234,567"], [0, 999, 1000, 1_234_567].map(grouped)[..]);
         assert_eq!(["0", "0.5", "99.9", "100"], [0.0, 0.5, 99.9, 99.96].map(scaled)[..]);
+        assert_eq!(["< 0.01", "0.01", "0.09", "0.1"], [1e-9, 0.012, 0.094, 0.095].map(scaled)[..]);
+        let lines = |count| counted(count, "line", "lines");
+        assert_eq!(["0 lines", "1 line", "2000 lines"], [0, 1, 2000].map(lines)[..]);
         assert_eq!(
             ["0 B", "1,023 B", "1.0 KiB", "1.5 MiB"],
             [0.0, 1023.0, 1024.0, 1_572_864.0].map(bytes)[..]

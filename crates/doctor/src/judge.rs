@@ -25,7 +25,7 @@ use super::remedy::of_reason;
 use super::sample::Sampled;
 use super::{attempts, compare};
 use audit::time::rfc3339;
-use base::words::escape;
+use base::words::{counted, escape};
 
 /// The minimum interval in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;
@@ -236,7 +236,8 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
     };
     let mut sentence: Vec<String> = of_kind.iter().take(PLACES_MAX).map(told).collect();
     if of_kind.len() > PLACES_MAX {
-        sentence.push(format!("{} more places above", of_kind.len() - PLACES_MAX));
+        let more = (of_kind.len() - PLACES_MAX) as u64;
+        sentence.push(counted(more, "more place above", "more places above"));
     }
     let advice = of_kind.first().map(|cause| cause.advice.clone()).unwrap_or_default();
     let sentence = sentence.join("; ");

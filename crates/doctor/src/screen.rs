@@ -11,7 +11,7 @@ use super::compare::{Comparison, is_restarted};
 use super::counts::{ApiserverCounts, ByLabel, LOG_PLUGIN, Relay, listed, sums, total};
 use super::judge::{Cause, Findings, Kind, Part, RATE_MIN, Verdict, events, seconds, time};
 use super::sample::Sampled;
-use base::words::escape;
+use base::words::{counted, escape};
 use telemetry::status::verdict::is_down;
 use telemetry::status::{Output, Status};
 
@@ -146,7 +146,8 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
                 0 => "no POST counted".to_owned(),
                 _ if only_own(counts) => "no POST to a webhook counted".to_owned(),
                 _ if findings.webhook.is_some() => "no POST to the webhook counted".to_owned(),
-                _ => format!("{hosts} hosts get POSTs; --webhook FILE says which is the webhook"),
+                _ => "--webhook FILE says which of the hosts that get POSTs is the webhook"
+                    .to_owned(),
             };
             lines.line("attempts", &format!("unknown: {why}"));
             continue;
@@ -179,7 +180,7 @@ fn compared(comparison: &Comparison) -> String {
             format!("not compared: the relays have received {count} more than the file counts")
         }
         Comparison::Collected(count, of) => {
-            format!("kube-apiserver may still be collecting {count} of {of} events")
+            format!("kube-apiserver may still be collecting {count} of {}", events(*of))
         }
         Comparison::Others(count) => {
             format!("{} more than generated: held before, or from other senders", events(*count))
@@ -209,7 +210,10 @@ fn relay_lines(relay: &Sampled<Relay>, lines: &mut Lines) {
     };
     let requests = list(&intake.rejected_requests);
     lines.line("rejected", &format!("requests by reason: {requests}{connections}"));
-    let full = queue.needed().saturating_mul(100) / queue.capacity_bytes.max(1);
+    let full = match queue.needed().saturating_mul(100) / queue.capacity_bytes.max(1) {
+        0 if queue.needed() > 0 => "< 1".to_owned(),
+        full => full.to_string(),
+    };
     lines.line("queued", &format!("{}, {full} % of queue.max_bytes", events(queue.events)));
     lines.line("lost", &format!("{} that no output could get", queue.lost_events));
     for output in outputs {
@@ -259,15 +263,14 @@ fn consumer_lines(findings: &Findings, lines: &mut Lines) {
         let evidence = relay.counts.as_ref().and_then(|it| it.status.evidence.as_ref());
         let Some(evidence) = evidence.filter(|it| it.size > 0) else { continue };
         any = true;
-        let size = evidence.size;
         let age = match evidence.last_checkpoint_seconds_ago {
             Some(age) => format!("the last checkpoint {age:.0} s ago"),
             None => "no checkpoint yet".to_owned(),
         };
         lines.head(&format!(
-            "consumer: evidence present at {} ({size} entries, {age}), not checked here. Check it \
-             with",
-            relay.source
+            "consumer: evidence present at {} ({}, {age}), not checked here. Check it with",
+            relay.source,
+            counted(evidence.size, "entry", "entries"),
         ));
         lines.head("  evidence verify --directory DIR --key VKEY --output NAME --events FILE");
     }

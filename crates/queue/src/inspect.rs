@@ -30,6 +30,7 @@ use super::{cursors, segment, synced};
 use base::disk;
 use base::disk::{Disk, File, QUARANTINE, RealDisk, SEGMENTS};
 use base::position::Position;
+use base::words::counted;
 
 mod leftover;
 mod walk;
@@ -194,20 +195,19 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { fault, events, positions: Range { start, end } } = self;
         let file = cursors::FILE;
+        let events = counted(*events, "event", "events");
         match fault {
             Fault::Damaged { file, offset, bytes } => {
-                write!(f, "{file} offset {offset}: {bytes} bytes damaged, {events} events missing")
+                let bytes = counted(*bytes, "byte", "bytes");
+                write!(f, "{file} offset {offset}: {bytes} damaged, {events} missing")
             }
             Fault::Missing => {
                 let last = end.saturating_back(1);
-                write!(
-                    f,
-                    "positions {start} to {last}: {events} events missing, no segment has them"
-                )
+                write!(f, "positions {start} to {last}: {events} missing, no segment has them")
             }
             Fault::Unreadable { file, error } => {
                 let remedy = remedy(error);
-                write!(f, "{file}: cannot be read, {events} events missing: {error}{remedy}")
+                write!(f, "{file}: cannot be read, {events} missing: {error}{remedy}")
             }
             Fault::Cursors(CursorsFile::Half) => {
                 write!(f, "{file}: one of two slots damaged; a relay goes on from the other one")

@@ -374,7 +374,8 @@ impl Admin {
         let mut body = String::new();
         for (name, events) in self.waiting().into_iter().filter(|(_, events)| *events > 0) {
             // Writing to a `String` cannot fail.
-            writeln!(body, "{events} events for the output {name}").ok();
+            let what = if events == 1 { "event" } else { "events" };
+            writeln!(body, "{events} {what} for the output {name}").ok();
         }
         match body.is_empty() {
             true => text(StatusCode::OK, "ok\n".to_owned()),

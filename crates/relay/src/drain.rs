@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::lives::Lives;
 use super::parts::Parts;
+use base::words::counted;
 use queue::{Left, Queue, Remains};
 use telemetry::Telemetry;
 
@@ -78,7 +79,11 @@ pub(crate) async fn drain(mut parts: Parts) -> Result<(), Error> {
     let lost = abandon(&parts.queue, ephemeral, parts.lives.take()).await;
     if lost > 0 {
         parts.admin.scraped(deadline.min(Instant::now() + SCRAPE)).await;
-        result = result.and(Err(Error::Ended(format!("{lost} events are lost by the end"))));
+        result = result.and(Err(Error::Ended(counted(
+            lost,
+            "event is lost by the end",
+            "events are lost by the end",
+        ))));
     }
     parts.tasks.stop.cancel();
     parts.tasks.running.close();

@@ -62,6 +62,14 @@ impl Sum {
     pub fn percent_of(self, whole: Self) -> f64 {
         self.bytes as f64 * 100.0 / (whole.bytes.max(1)) as f64
     }
+
+    /// Returns the share of the bytes in those of `whole`: `12.5 %`, and `< 0.1 %` for a small one.
+    pub fn share_of(self, whole: Self) -> String {
+        match self.percent_of(whole) {
+            percent if percent > 0.0 && percent < 0.05 => "< 0.1 %".to_owned(),
+            percent => format!("{percent:.1} %"),
+        }
+    }
 }
 
 /// The events about which one rule decided, or those that no rule matches.

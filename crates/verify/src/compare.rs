@@ -13,6 +13,7 @@ use super::report::{Number, Report};
 use super::request::Request;
 use super::runs::{Clock, Said};
 use super::store::Store;
+use base::words::counted;
 use config::show_time;
 use evidence_log::entry::{Delivered, Entry, Fate, Stamp};
 use evidence_log::reader::Log;
@@ -164,7 +165,8 @@ impl Sent {
         for (count, when) in [(not_settled, within.as_str()), (not_exported, "after")] {
             if *count > 0 {
                 report.unchecked.push(format!(
-                    "{count} lines left by {output} {when} {newest}: they are not in this export yet"
+                    "{} left by {output} {when} {newest}: not in this export yet",
+                    counted(*count, "line", "lines")
                 ));
             }
         }
@@ -297,7 +299,8 @@ impl Comparison {
         }
         let unknown = counts[Number::Unknown];
         if unknown > 0 {
-            let text = format!("{unknown} lines left, and their hashes are gone");
+            let lines = counted(unknown, "line", "lines");
+            let text = format!("{lines} left, whose hashes are gone");
             check.report.unchecked.push(text);
         }
         Ok(())
@@ -451,7 +454,8 @@ impl Comparison {
         if newer > 0 {
             report.counts[Number::Newer] = newer;
             let last = self.last_checkpoint.as_deref().unwrap_or_default();
-            let text = format!("{newer} stored lines are events that came in after {last}");
+            let lines = counted(newer, "stored line is an event", "stored lines are events");
+            let text = format!("{lines} that came in after {last}");
             report.unchecked.push(text);
         }
         let changed: BTreeSet<_> = missing.values().flatten().copied().collect();
@@ -461,7 +465,8 @@ impl Comparison {
         }
         let names = differences.extra.difference(&changed).take(PLACES_MAX);
         let names = names.map(|place| self.store.name(*place)).collect::<Vec<_>>().join(", ");
-        let text = format!("{extra} stored lines are not in the log: {names}");
+        let lines = counted(extra, "stored line is", "stored lines are");
+        let text = format!("{lines} not in the log: {names}");
         let of_others = kept.iter().map(|kept| &kept.checkpoint.origin);
         let of_others = of_others.map(|origin| format!("it is of the log of {origin}"));
         let explanations: BTreeSet<_> =

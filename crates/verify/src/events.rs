@@ -10,6 +10,7 @@ use super::positions::Positions;
 use super::report::{Faults, Number, Report, Share, time};
 use super::request::Request;
 use super::runs::Said;
+use base::words::counted;
 use evidence_log::entry::{Delivered, Entry, Fate, Offset, QUEUE};
 use evidence_log::reader::Directory;
 use evidence_log::tlog::merkle::Hash;
@@ -78,7 +79,8 @@ impl<'a> Events<'a> {
             match self.hashes.range(None, start, *root) {
                 Found::Range(found) if found.end() == end => span.root = Some(*root),
                 Found::Range(_) | Found::Changed => {
-                    let text = format!("the line hashes of {count} events were changed");
+                    let events = counted(*count, "event", "events");
+                    let text = format!("the line hashes of {events} were changed");
                     self.hashes.changed.push((start, at, text));
                 }
                 Found::Gone => {}
@@ -97,7 +99,8 @@ impl<'a> Events<'a> {
         match self.hashes.range(Some(output), *first, *root) {
             Found::Range(found) => self.compare_as_sent(entry, &found.lines, faults),
             Found::Changed => {
-                let text = format!("the hashes of {count} lines that {output} sent were changed");
+                let lines = counted(*count, "line", "lines");
+                let text = format!("the hashes of {lines} that {output} sent were changed");
                 self.hashes.changed.push((*first, *at, text));
             }
             Found::Gone => self.hashes.gone_as_sent.insert(entry.range()),
@@ -287,7 +290,9 @@ impl<'a> Events<'a> {
             }
             let asked: Positions = positions.within(self.period.clone()).collect();
             let is_allowed = request.allows_lost && !NEVER_ALLOWED.contains(&reason.as_str());
-            let lost_at = |count| format!("{count} events were lost at {output}: {reason}");
+            let lost_at = |count| {
+                format!("{} lost at {output}: {reason}", counted(count, "event was", "events were"))
+            };
             if asked.len() > 0 {
                 report.notes.push(format!("by the log, {}", lost_at(asked.len())));
             }
@@ -301,7 +306,8 @@ impl<'a> Events<'a> {
         for (at, count) in never_stored.filter(|it| request.asks_about(it.0, it.0)) {
             lost = lost.saturating_add(*count);
             let text = format!(
-                "{count} events got a 200 and were never stored (when_full = \"drop_newest\")"
+                "{} never stored, in spite of a 200 (when_full = \"drop_newest\")",
+                counted(*count, "event was", "events were")
             );
             match request.allows_lost {
                 true => report.notes.push(text),

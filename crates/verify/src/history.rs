@@ -8,6 +8,7 @@ use super::positions::Positions;
 use super::report::{Faults, time};
 use super::request::Request;
 use super::runs::{Runs, Said};
+use base::words::counted;
 use evidence_log::entry::{Alarm, Entry, Fate, QUEUE, RANGE_MAX, Running, Started};
 use evidence_log::journal;
 
@@ -104,8 +105,8 @@ impl History {
             Entry::Lost { output, count, reason, .. } => {
                 if reason == "tampered" {
                     let text = format!(
-                        "{count} events were changed in the queue before {output} could send them \
-                         (entry {index})"
+                        "{} changed in the queue before {output} could send them (entry {index})",
+                        counted(*count, "event was", "events were")
                     );
                     faults.add_at(range.start, Some(at), text);
                 }
@@ -159,15 +160,16 @@ impl History {
                 self.off.insert(range);
                 if let Some(version) = &self.killed {
                     return self.unproven.push(format!(
-                        "{count} events from position {first} on came in before version {version} \
-                         of the relay was killed. Nothing is proven about them, because version \
-                         {} does not read the journal of that version (entry {index})",
+                        "{} from position {first} on came in before version {version} of the relay \
+                         was killed. Nothing is proven about them, because version {} does not read \
+                         the journal of that version (entry {index})",
+                        counted(*count, "event", "events"),
                         self.version.0
                     ));
                 }
                 let text = format!(
-                    "{count} events came in while evidence was off or could not be written (entry \
-                     {index})"
+                    "{} came in while evidence was off or could not be written (entry {index})",
+                    counted(*count, "event", "events")
                 );
                 return faults.add_at(*first, Some(at), text);
             }
@@ -188,8 +190,8 @@ impl History {
         let (start, next) = (range.start, self.next.unwrap_or(range.start));
         if start > next {
             let count = start - next;
-            let text =
-                format!("{count} events have no entry: entry {index} begins at position {start}");
+            let events = counted(count, "event has", "events have");
+            let text = format!("{events} no entry: entry {index} begins at position {start}");
             faults.add_at(next, Some(at), text);
         } else if start < next {
             let text = format!("entry {index} has positions that another entry had before");
@@ -261,16 +263,18 @@ impl History {
                 let (first, count) = (open.start, open.end - open.start);
                 if output.passed_over.missing_in(open).is_empty() {
                     unknown.push(format!(
-                        "{count} events from position {first} on have no fate at {name}: it had \
-                         finished them before this log began, or the relay ended without a stop, \
-                         and may have recorded too late that the output had left and joined again, \
-                         or not at all what became of these events"
+                        "{} from position {first} on without a fate at {name}: it had finished \
+                         them before this log began, or the relay ended without a stop, and may \
+                         have recorded too late that the output had left and joined again, or not \
+                         at all what became of these events",
+                        counted(count, "event", "events")
                     ));
                     continue;
                 }
                 let text = format!(
-                    "{count} events have no fate at {name}, although the log says at {} that it is \
-                     finished with them",
+                    "{} no fate at {name}, although the log says at {} that it is finished with \
+                     them",
+                    counted(count, "event has", "events have"),
                     time(at)
                 );
                 faults.add_at(first, None, text);
@@ -341,7 +345,8 @@ fn is_usable(Said { index, entry, at, .. }: Said<'_>, faults: &mut Faults) -> bo
     let max = if is_range { RANGE_MAX } else { u64::MAX };
     let is_usable = (1..=max).contains(&count) && first.checked_add(count).is_some();
     if !is_usable {
-        let text = format!("entry {index} is about {count} events from position {first} on");
+        let events = counted(count, "event", "events");
+        let text = format!("entry {index} is about {events} from position {first} on");
         faults.add(Some(at), text);
     }
     is_usable
@@ -429,7 +434,7 @@ mod tests {
         assert_one(&[accepted(0, 5000, 1)], "about 5000 events");
         let huge = [lost("queue", None, u64::MAX, 1), lost("queue", Some(0), u64::MAX - 1, 1)];
         assert_eq!(faults(&huge), [""; 0]);
-        assert_one(&[huge[1].clone(), accepted(u64::MAX, 1, 1)], "about 1 events");
+        assert_one(&[huge[1].clone(), accepted(u64::MAX, 1, 1)], "about 1 event ");
         assert_one(&[lost("a", Some(7), u64::MAX, 1)], "from position 7 on");
     }
 

@@ -9,6 +9,7 @@ use super::report::{Report, time};
 use super::request::Request;
 use super::runs::{Row, Said};
 use base::disk::named;
+use base::words::counted;
 use evidence_log::entry::{Entry, Stamp, Started, now};
 use evidence_log::head::HeadFile;
 use evidence_log::layout::HEAD;
@@ -493,8 +494,8 @@ impl<'a> Check<'a> {
             return;
         }
         let text = format!(
-            "{} entries are newer than the checkpoint: the key has signed them, and no witness",
-            self.uncosigned
+            "{} newer than the checkpoint: signed by the key, and by no witness",
+            counted(self.uncosigned, "entry is", "entries are")
         );
         match self.live_at.is_some() {
             true => self.report.notes.push(text),

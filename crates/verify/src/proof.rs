@@ -6,6 +6,7 @@ use super::report::{Number, Report, time};
 use super::request::Request;
 use super::stored;
 use super::stored::Line;
+use base::words::counted;
 use evidence_log::entry::{Entry, RANGE_MAX};
 use evidence_log::lines::Salt;
 use evidence_log::tlog::merkle::{Hash, PROOF_MAX, includes};
@@ -77,7 +78,8 @@ fn check_proof(
     let last = first.saturating_add(count).saturating_sub(1);
     // The line is searched at all indices of the range, so the range must be short.
     if !(1..=RANGE_MAX).contains(&count) || first.checked_add(count).is_none() {
-        return Err(format!("the entry is about {count} events from position {first} on"));
+        let events = counted(count, "event", "events");
+        return Err(format!("the entry is about {events} from position {first} on"));
     }
     let index = proof.index;
     report.notes.push(format!(

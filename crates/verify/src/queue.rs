@@ -6,6 +6,7 @@ use std::path::Path;
 use super::compare::Comparison;
 use super::events::Events;
 use super::log::{Check, Ending};
+use base::words::counted;
 use evidence_log::tlog::merkle::{Hash, Hasher};
 use queue::inspect;
 use queue::inspect::Seen;
@@ -107,8 +108,9 @@ impl Check<'_> {
             for range in open.chain(newer) {
                 let count = range.end - range.start;
                 let text = format!(
-                    "the queue says that {name} is finished with {count} events, and the log does \
-                     not: the end of the log was cut off, or the queue's cursors were changed"
+                    "the queue says that {name} is finished with {}, and the log does not: the end \
+                     of the log was cut off, or the queue's cursors were changed",
+                    counted(count, "event", "events")
                 );
                 if ending == Ending::Stopped {
                     self.report.faults.add_at(range.start, None, text);

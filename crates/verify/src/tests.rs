@@ -325,7 +325,7 @@ fn filters_reloads_and_times_without_a_relay_are_listed() {
         "(5.0 s): it had been stopped",
     ];
     assert(&report, 0, &texts);
-    assert(&check(&[&log], &all, |_| {}), 1, &["1 events were lost at a: given up"]);
+    assert(&check(&[&log], &all, |_| {}), 1, &["1 event was lost at a: given up"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::cli::{FAILED, WRONG, print, shown};
-use base::words::escape;
+use base::words::{counted, escape};
 use evidence_log::copy;
 use evidence_log::copy::CopyError;
 use evidence_log::reader::Log;
@@ -18,10 +18,10 @@ pub(super) fn run(directory: &Path, to: &Path) -> Result<(), u8> {
     })?;
     let origin = escape::message(&copied.origin);
     let mut text = format!(
-        "{}: {} entries of {origin}, {} files of line hashes\n",
+        "{}: {} of {origin}, {} of line hashes\n",
         shown(to),
-        copied.entries,
-        copied.line_files
+        counted(copied.entries, "entry", "entries"),
+        counted(copied.line_files, "file", "files")
     );
     if let Some(Range { start, end }) = copied.unexplained {
         text.push_str(&format!(

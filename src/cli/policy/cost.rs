@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::read_policy;
 use crate::cli::{failed, print, replay, shown, table};
-use base::words::{escape, grouped};
+use base::words::{counted, counted_in_groups, escape, grouped};
 use tools::cost::{Advice, Cost, Sum, Survey};
 
 const HEAD: [&str; 9] =
@@ -86,8 +86,8 @@ pub(super) fn advise(Aim { cut, inputs }: &Aim) -> Result<(), u8> {
     match advice.is_reached {
         true => Ok(()),
         false => Err(failed(format_args!(
-            "the aim of {cut} % is not reached: above the floor, {:.1} % can be saved",
-            advice.saves.percent_of(survey.total),
+            "the aim of {cut} % is not reached: above the floor, {} can be saved",
+            advice.saves.share_of(survey.total),
         ))),
     }
 }
@@ -100,21 +100,22 @@ fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
         (0, "", 0) => Err(failed("there are no events in the input")),
         (0, "", _) => Ok(()),
         _ => Err(failed(format_args!(
-            "not in the figures: {bad_lines} lines that are not events{stopped}"
+            "not in the figures: {}{stopped}",
+            counted(bad_lines, "line that is not an event", "lines that are not events")
         ))),
     }
 }
 
 fn text(costs: &[(&Path, Cost)], total: Sum) -> String {
-    let counted =
-        |sum: Sum| format!("{} events, {} bytes\n", grouped(sum.events), grouped(sum.bytes));
+    let events = |number| counted_in_groups(number, "event", "events");
+    let counted = |sum: Sum| format!("{}, {} bytes\n", events(sum.events), grouped(sum.bytes));
     let mut text = format!("input: {}", counted(total));
     if let Some((_, Cost { unsent: unsent @ Sum { events: 1.., .. }, .. })) = costs.first() {
         text += &format!(
-            "not counted: {} bytes, the `kind` and `apiVersion` of {} events, which an audit.log \
-             has and the webhook does not send\n",
+            "not counted: {} bytes, the `kind` and `apiVersion` of {}, which an audit.log has and \
+             the webhook does not send\n",
             grouped(unsent.bytes),
-            grouped(unsent.events),
+            events(unsent.events),
         );
     }
     for (file, cost) in costs {
@@ -144,7 +145,7 @@ fn rows(cost: &Cost, total: Sum) -> String {
         }
         let [[events, bytes, share], [events_after, bytes_after, share_after]] =
             [row.before, row.after].map(|sum| {
-                let share = format!("{:.1} %", sum.percent_of(total));
+                let share = sum.share_of(total);
                 [grouped(sum.events), grouped(sum.bytes), share]
             });
         let (level, below) = (row.level.to_owned(), grouped(row.recorded_below));

@@ -278,14 +278,14 @@ fn what_a_consumer_lacks_or_has_besides_is_named() {
     }
     // If the newest lines are missing, the export ended early: neither a fault nor a pass.
     let last = whole.check(spool, &whole.stored[..count - 1], &[]);
-    last.assert(2, &["missing 0", "not exported 1", "NOT CHECKED: 1 lines left by consumer after"]);
+    last.assert(2, &["missing 0", "not exported 1", "NOT CHECKED: 1 line left by consumer after"]);
     let late = [&whole.stored[..count - 2], &whole.stored[count - 1..]].concat();
     let late = whole.check(spool, &late, &["--settle", "1h"]);
     late.assert(2, &["missing 0", "not settled 1", "left by consumer within 60m before"]);
     let mut stored = whole.stored.clone();
     stored.insert(5, stored[4].iter().rev().copied().collect());
     let found = format!("events {count}/{count} found; missing 0, changed 0, extra 1");
-    whole.check(spool, &stored, &[]).assert(1, &[&found, "FAULT: 1 stored lines are not in"]);
+    whole.check(spool, &stored, &[]).assert(1, &[&found, "FAULT: 1 stored line is not in"]);
     for at in [0, unchanged[unchanged.len() / 2]] {
         let mut stored = whole.stored.clone();
         let place = unchanged.contains(&at).then(|| position(&stored[at]));

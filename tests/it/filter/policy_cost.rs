@@ -241,8 +241,8 @@ fn an_input_without_events_fails_both_commands() {
     place.write("bad", b"\0\xff\n");
     let advise = |file: &str| said(&["policy", "advise", "--cut", "9%", file], place.0.path());
     place.cost(&["events"]).assert(1, &["input: 0 events", "there are no events in the input"]);
-    place.cost(&["bad"]).assert(1, &["1 lines that are not events"]);
-    for (file, words) in [("events", "there are no events in the input"), ("bad", "1 lines that")] {
+    place.cost(&["bad"]).assert(1, &["not in the figures: 1 line that is not an event\n"]);
+    for (file, words) in [("events", "there are no events in the input"), ("bad", "1 line that")] {
         let said = advise(file);
         said.assert(1, &[words]);
         assert_eq!(said.stdout, "");

@@ -353,8 +353,8 @@ fn a_changed_byte_costs_its_record_and_is_told_with_its_place() {
             let log = Log::usual();
             log.disk.flip(&name, offset + at, 0x20);
             let events = positions.end - positions.start;
-            let told =
-                format!("{name} offset {offset}: {size} bytes damaged, {events} events missing");
+            let missing = counted(events, "event", "events");
+            let told = format!("{name} offset {offset}: {size} bytes damaged, {missing} missing");
             let (verdict, found) = log.verify();
             assert_eq!(found, [told.as_str()], "byte {at}");
             assert_eq!((verdict.events, verdict.missing), (182 - events, events));

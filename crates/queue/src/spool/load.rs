@@ -18,6 +18,7 @@ use audit::ListEnds;
 use base::disk;
 use base::disk::{Disk, File, Place, QUARANTINE, named};
 use base::position::Position;
+use base::words::counted;
 use telemetry::QueueMetrics;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -243,7 +244,7 @@ pub(super) fn set_aside(
     let file = segment::file_name(segment);
     let events = match damage.events {
         0 => "an unknown number of events".to_owned(),
-        events => format!("{events} events"),
+        events => counted(events, "event", "events"),
     };
     let place = format!("{file} at offset {offset}: {length} bytes, {events}; {quarantine}");
     tracing::debug!(place, "the queue is damaged");

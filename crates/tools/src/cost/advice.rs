@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::survey::{Cause, Cell, NODES, Survey};
 use super::{Sum, floor};
-use base::words::{bytes, grouped};
+use base::words::{bytes, counted_in_groups};
 use transform::policy::{Level, Policy};
 
 /// The maximum number of rules that drop events. Nobody would read more of them.
@@ -61,10 +61,11 @@ impl Advice {
         let plan = plans.into_iter().min_by_key(rank).expect("there are three plans");
         let events = plan.units.iter().flatten().map(|(_, cell)| cell.events).sum();
         let (is_reached, rules) = (plan.saved >= wanted, plan.rules());
-        let (saves, all) = (Sum { events, bytes: plan.saved }, grouped(survey.total.events));
+        let all = counted_in_groups(survey.total.events, "event", "events");
+        let saves = Sum { events, bytes: plan.saved };
         let (saved, is) = (survey.part(plan.saved), if is_reached { "is" } else { "is NOT" });
         let head = format!(
-            "# Rules: {rules}. Saved: {saved} of {all} events. The aim of {aim} % {is} reached.\n"
+            "# Rules: {rules}. Saved: {saved} of {all}. The aim of {aim} % {is} reached.\n"
         );
         Self { saves, is_reached, rules, page: head + HEAD + &plan.rules_as_text(survey) }
     }
@@ -119,8 +120,8 @@ fn beyond(lowering: usize, unit: &[(&Cause, &Cell)]) -> u64 {
 
 impl Survey {
     fn part(&self, saved: u64) -> String {
-        let percent = Sum { events: 0, bytes: saved }.percent_of(self.total);
-        format!("{percent:.1} % ({})", bytes(saved as f64))
+        let share = Sum { events: 0, bytes: saved }.share_of(self.total);
+        format!("{share} ({})", bytes(saved as f64))
     }
 }
 
@@ -165,7 +166,8 @@ impl<'s> Plan<'s> {
             text += &format!("- level: Metadata\n  resources: {kinds}\n");
         }
         for unit in &self.units {
-            let events = grouped(unit.iter().map(|(_, cell)| cell.events).sum());
+            let events = unit.iter().map(|(_, cell)| cell.events).sum();
+            let events = counted_in_groups(events, "event", "events");
             let saved = part(beyond(self.lowering, unit));
             let Some((cause, _)) = unit.first() else { continue };
             let (who, verbs) = (&cause.who, cause.verbs.join(" and "));
@@ -174,7 +176,7 @@ impl<'s> Plan<'s> {
                 false => (&*verbs, format!("# Concerns {}.\n", floor::concerned(who))),
             };
             text += &format!(
-                "# Saves {saved}: {events} events. No longer seen: {what} of these by {who}.\n\
+                "# Saves {saved}: {events}. No longer seen: {what} of these by {who}.\n\
                  {whom}{}",
                 dropping(unit)
             );

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::{Settings, Unusable, resume};
 use base::position::Position;
-use base::words::grouped;
+use base::words::counted_in_groups;
 use queue::inspect::{CursorsFile, Directory, Error, Leftover, printable};
 
 /// A queue's directory that was opened for a replay, and its remaining events: those that its
@@ -241,6 +241,5 @@ pub(super) fn aside_words(events: u64, path: &Path) -> String {
 
 /// Returns a number with its noun, such as "1 event" or "1,200 events".
 pub(super) fn count(number: u64, what: &str) -> String {
-    let end = if number == 1 { "" } else { "s" };
-    format!("{} {what}{end}", grouped(number))
+    counted_in_groups(number, what, &format!("{what}s"))
 }

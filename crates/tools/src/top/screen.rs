@@ -4,7 +4,7 @@
 use super::table::{Column, fitted};
 use super::view::View;
 use base::words::escape::message;
-use base::words::{ago, bytes, grouped, latency, scaled, span, whole};
+use base::words::{ago, bytes, counted_in_groups, grouped, latency, scaled, span, whole};
 use telemetry::status::verdict::{Finding, Kind, State};
 use telemetry::status::{Address, Evidence, Output, Status, verdict};
 
@@ -139,7 +139,10 @@ fn incoming(status: &Status) -> String {
     };
     let connections: u64 = status.intake.refused_connections.values().map(|it| it.count).sum();
     if connections > 0 {
-        refused.push_str(&format!(" · {} connections refused", grouped(connections)));
+        refused.push_str(&format!(
+            " · {} refused",
+            counted_in_groups(connections, "connection", "connections")
+        ));
     }
     let intake = &status.intake;
     let rates = intake.accepted_events_per_second.zip(intake.received_bytes_per_second);
@@ -157,11 +160,11 @@ fn queue(status: &Status) -> String {
     let cells = whole(fill * BAR_CELLS as f64).min(BAR_CELLS);
     let bar: String = (0..BAR_CELLS).map(|cell| if cell < cells { '█' } else { '░' }).collect();
     let mut text = format!(
-        "{bar} {} % · {} of {} · {} events · {}",
+        "{bar} {} % · {} of {} · {} · {}",
         scaled(fill * 100.0),
         bytes(queue.needed() as f64),
         bytes(queue.capacity_bytes as f64),
-        grouped(queue.events),
+        counted_in_groups(queue.events, "event", "events"),
         message(&queue.kind),
     );
     for (name, value) in
@@ -201,7 +204,8 @@ fn evidence(evidence: &Evidence) -> String {
         Some(seconds) => format!("checkpoint {}", ago(seconds)),
         None => "no checkpoint since the start".to_owned(),
     };
-    let mut text = format!("{} entries · {checkpoint}", grouped(evidence.size));
+    let mut text =
+        format!("{} · {checkpoint}", counted_in_groups(evidence.size, "entry", "entries"));
     for witness in &evidence.witnesses {
         let when = witness.last_seconds_ago.map_or_else(|| "not yet".to_owned(), ago);
         text.push_str(&format!(" · {} {when}", message(&witness.name)));

@@ -1,6 +1,6 @@
 //! The table of users or resources that cause the received bytes, for `top --by` and `volume`.
 
-use base::words::{bytes, escape, grouped, scaled, span, whole};
+use base::words::{bytes, counted_in_groups, escape, grouped, scaled, span, whole};
 use transform::volume::report::{Figures, Row};
 
 /// The width, in cells, of the bar that shows a share.
@@ -10,11 +10,11 @@ const BAR_CELLS: f64 = 20.0;
 /// The texts are safe for a terminal.
 pub fn table(figures: &Figures, by: &str) -> Vec<String> {
     let summary = format!(
-        "last {} · {} · {} events, of which {} were read",
+        "last {} · {} · {}, of which {} read",
         span(figures.seconds),
         bytes(figures.bytes as f64),
-        grouped(figures.events),
-        grouped(figures.read_events),
+        counted_in_groups(figures.events, "event", "events"),
+        counted_in_groups(figures.read_events, "was", "were"),
     );
     let line = |[share, error, bytes, events, bar, name]: [&str; 6]| {
         format!("{share:>8} {error:>8} {bytes:>10} {events:>13}  {bar:<20} {name}")
