@@ -9,9 +9,9 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::{ConfigFile, FAILED, WRONG, in_time, read, report, runtime, wrong};
-use base::named_file;
+use base::words::counted;
 use config::{Checked, Config, Severity};
-use delivery::{DeadLetters, filter};
+use delivery::DeadLetters;
 use relay::check;
 use relay::source::Sources;
 use telemetry::Telemetry;
@@ -39,21 +39,8 @@ pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
     };
     let (text, name) = read(Some(file))?;
     let elsewhere = arguments.elsewhere;
-    let (checked, mistakes) = in_time(move || {
-        let checked = looked_at(config::read(&text, outputs::TYPES), elsewhere);
-        // `report` prints a policy file that is missing, or is not a regular file, as a problem of
-        // the config.
-        let policies = checked.policies.iter().filter(|policy| named_file::is_regular(policy));
-        let mistakes = policies.filter_map(|policy| filter::read_policy(policy).err()).flatten();
-        let mistakes: Vec<_> = mistakes.collect();
-        (checked, mistakes)
-    })?;
-    let reported = report(&checked, &name);
-    mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
-    if !mistakes.is_empty() {
-        return Err(WRONG);
-    }
-    reported?;
+    let checked = in_time(move || looked_at(config::read(&text, outputs::TYPES), elsewhere))?;
+    report(&checked, &name)?;
     eprint!("{}", summary::of(&checked, &name, arguments.connect));
     if let Some(config) = checked.config.as_ref().filter(|_| arguments.connect) {
         runtime()?.block_on(probe(config))?;
@@ -95,10 +82,7 @@ fn parts(config: &Config) -> String {
         (config.sources.len(), "source"),
         (config.outputs.len(), "output"),
     ];
-    let part = |(count, name): (usize, &str)| {
-        let plural = if count == 1 { "" } else { "s" };
-        format!("{count} {name}{plural}")
-    };
+    let part = |(count, name): (usize, &str)| counted(count as u64, name, &format!("{name}s"));
     let parts: Vec<_> = counts.into_iter().filter(|(count, _)| *count > 0).map(part).collect();
     format!(": {}", parts.join(", "))
 }

@@ -37,6 +37,11 @@ pub enum Severity {
 }
 
 impl Problem {
+    /// Returns `true` if `check` refuses the config because of this problem.
+    pub fn is_error(&self) -> bool {
+        matches!(self.severity, Severity::Error | Severity::Fault)
+    }
+
     /// Returns the problem as one line: `FILE:LINE:COLUMN: key.path: what is wrong, what is
     /// allowed`. The message of a warning or of a missing file begins with `warning: `. At the end
     /// is the name of the output, because the index in `key.path` is counted from 0.

@@ -47,8 +47,6 @@ pub struct Context<'a> {
     pub items: RefCell<Vec<Item>>,
     /// The files that the config names, in the order of reading.
     pub files: RefCell<Vec<PathBuf>>,
-    /// The paths of the files that are audit policies.
-    pub policies: RefCell<BTreeSet<PathBuf>>,
     /// The keys whose values are paths of files or directories.
     pub named: RefCell<Vec<Named>>,
     /// `true` if a `${file:…}` could not be read, so that the config is incomplete. A `${file:…}`
@@ -123,7 +121,6 @@ impl<'a> Context<'a> {
             broken: BTreeSet::new(),
             items: RefCell::default(),
             files: RefCell::default(),
-            policies: RefCell::default(),
             named: RefCell::default(),
             incomplete: Cell::default(),
             expands: Cell::new(true),

@@ -190,7 +190,7 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
 }
 
 fn policy(t: &mut Table<'_, '_>) -> Option<PathBuf> {
-    let policy = t.file(
+    t.file(
         optional(
             "policy",
             "path",
@@ -199,9 +199,7 @@ fn policy(t: &mut Table<'_, '_>) -> Option<PathBuf> {
         ),
         Content::Policy,
         true,
-    );
-    t.cx.policies.borrow_mut().extend(policy.clone());
-    policy
+    )
 }
 
 /// Reads the keys of the form. Each is `None` if it is absent or wrong.

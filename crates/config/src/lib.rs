@@ -26,7 +26,7 @@
 //! | 4 | `admin` `http` `queue` | tables with the keys of a listener or an output · keys that the HTTP outputs share |
 //! | 5 | `dead_letter` `evidence` `limits` `source` | tables that depend on the queue |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -113,8 +113,6 @@ pub struct Checked {
     /// The paths of all files that the config names, sorted: certificates, keys, secrets and the
     /// files of `${file:…}`. The list is filled even if `config` is `None`.
     pub files: Vec<PathBuf>,
-    /// The paths among `files` that are Kubernetes audit policies.
-    pub policies: BTreeSet<PathBuf>,
     /// The keys whose values are paths of files or directories, in the order of reading. The list
     /// is filled even if `config` is `None`.
     pub named: Vec<Named>,
@@ -191,13 +189,13 @@ pub fn read_with(
     let mut files = cx.files.take();
     files.sort_unstable();
     files.dedup();
-    let (policies, named, mut problems) = (cx.policies.take(), cx.named.take(), cx.problems());
+    let (named, mut problems) = (cx.named.take(), cx.problems());
     for problem in &mut problems {
         problem.output = output::name_of(&outputs, &problem.path);
     }
     let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
     let config = config.filter(|_| !failed && is_complete);
-    Checked { config, problems, files, policies, named, effective, places, outputs }
+    Checked { config, problems, files, named, effective, places, outputs }
 }
 
 /// Reads only the section `[admin]`. Commands that ask a running relay, such as `healthcheck` and

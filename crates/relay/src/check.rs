@@ -52,7 +52,8 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
 pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let directories = checked.named.iter().filter(|named| named.content == Content::Directory);
-    for named in directories.filter(|named| !in_use.contains(&named.path)) {
+    let is_known = |key: &str| checked.problems.iter().any(|it| it.path == key && it.is_error());
+    for named in directories.filter(|it| !in_use.contains(&it.path) && !is_known(&it.key)) {
         let (looked, severity) = match named.key.as_str() {
             "queue.directory" => (queue::place::of_queue(&named.path), Severity::Error),
             // Without `dead_letter.directory` or `process.state_directory` a relay still runs, but
@@ -75,8 +76,7 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
 }
 
 /// Returns the faults that listeners, outputs, sources and `admin.tls` have when their files are
-/// read. Call this only if no other check has found a fault. An output with a faulty policy is left
-/// out, because that fault is reported separately, with its line. Blocks on the disk.
+/// read. Call this only if no other check has found a fault. Blocks on the disk.
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refused = |key: String, error: String| {
@@ -93,9 +93,6 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let telemetry = Arc::new(Telemetry::new());
     let dead_letters = DeadLetters::new(&telemetry);
     for (index, output) in config.outputs.iter().enumerate() {
-        if output.filter.policies.iter().any(|policy| filter::read_policy(policy).is_err()) {
-            continue;
-        }
         let prepared = outputs::prepare(output, &telemetry, &dead_letters);
         if let Some(Err(error)) = prepared.files().map(|files| files.stage()) {
             refused(format!("output[{index}]"), error.to_string());
@@ -252,10 +249,16 @@ impl Findings<'_> {
         }
     }
 
-    /// Adds a warning for each value in an audit policy that can match no request. Mistakes in
-    /// policies are reported elsewhere, with their own lines.
+    /// Adds each mistake of an audit policy, with its line. If there is none, adds a warning for
+    /// each value in it that can match no request.
     fn policy(&mut self, named: &Named) {
-        let Ok(policy) = filter::read_policy(&named.path) else { return };
+        let policy = match filter::read_policy(&named.path) {
+            Ok(policy) => policy,
+            Err(mistakes) => {
+                mistakes.into_iter().for_each(|it| self.add(named, it, Severity::Error));
+                return;
+            }
+        };
         for doubt in policy.doubts() {
             let (file, line, column) = (named.path.display(), doubt.line, doubt.column);
             let message = format!("{file}:{line}:{column}: {}", doubt.what);

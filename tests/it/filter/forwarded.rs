@@ -544,7 +544,8 @@ fn check_names_the_mistakes_of_a_policy_where_they_stand() {
     let path = directory.path().join("relay.toml");
     std::fs::write(&path, config).unwrap();
     said(&["check", text(&path)], directory.path())
-        .assert(2, &[&format!("{file}:4:10: "), &format!("{file}:5:3: ")])
+        .assert(2, &[&format!("output[0].filter.policy: {file}:4:10: \"Metadat\" is unknown")])
+        .assert(2, &[&format!("output[0].filter.policy: {file}:5:3: "), "relay.toml:10:17: "])
         .assert(2, &["output[0].filter.redact[0].resources[0]: "])
         .assert(2, &["output[0].filter.redact[0].fields[0]: "])
         .assert(2, &["output[0].filter.match[0].verb: unknown key `verb`, did you mean `verbs`?"]);

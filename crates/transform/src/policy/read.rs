@@ -382,7 +382,12 @@ impl Problems {
     fn map<'n>(&self, node: &'n Node) -> Option<&'n [(Node, Node)]> {
         let Value::Map(pairs) = &node.value else {
             let found = what(&node.value);
-            self.note(node.place, format!("{found} where fields are expected"));
+            self.note(
+                node.place,
+                format!(
+                    "{found} where fields are expected: write NAME: VALUE, such as level: None"
+                ),
+            );
             return None;
         };
         Some(pairs)
