@@ -108,19 +108,37 @@ pub(crate) fn bind(
     settings: Vec<Read>,
     leaving: &[SocketAddr],
 ) -> Result<Vec<StagedListener>, Refused> {
-    let bind = |(planned, settings): (Planned, Read)| {
+    let bind = |(index, (planned, settings)): (usize, (Planned, Read))| {
         let Planned { config, slot, current } = planned;
         let is_kept = settings.is_none() || current.is_some();
         let socket = match is_kept {
             true => None,
-            false => Some(bind_new(config.address, leaving)?),
+            false => Some(bind_new(index, config.address, leaving)?),
         };
         Ok(StagedListener { config, slot, settings, socket })
     };
-    planned.into_iter().zip(settings).map(bind).collect()
+    planned.into_iter().zip(settings).enumerate().map(bind).collect()
+}
+
+/// Returns the message about the address of the config `key` that can't be bound, with what to do.
+pub(crate) fn cannot_listen(key: &str, address: SocketAddr, error: &io::Error) -> String {
+    let todo = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "a free port, or stop the program that has this one (`ss -ltnp` names it)"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "a port from 1024 on, or give the relay the capability CAP_NET_BIND_SERVICE"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "an address of this machine (`ip addr` lists them), or to 0.0.0.0 or [::] for all of them"
+        }
+        _ => "another address",
+    };
+    format!("cannot listen on {address}: {error}: set {key} to {todo}")
 }
 
 fn bind_new(
+    index: usize,
     address: SocketAddr,
     leaving: &[SocketAddr],
 ) -> Result<(TcpListener, SocketAddr), Refused> {
@@ -129,14 +147,16 @@ fn bind_new(
         Ok((socket, address))
     });
     bound.map_err(|error| {
-        let cannot = format!("cannot listen on {address}: {error}");
         let is_in_use = error.kind() == io::ErrorKind::AddrInUse;
         match leaving.iter().find(|old| is_in_use && overlap(**old, address)) {
             Some(old) => Refused::Moves(format!(
-                "{cannot}: a reload opens new addresses before it closes old ones, here {old}: \
+                "cannot listen on {address}: {error}: a reload opens new addresses before it closes old ones, here {old}: \
                  restart the relay if no other program has the port, or choose another one"
             )),
-            None => Refused::Address(cannot),
+            None => {
+                let key = format!("listener[{index}].address");
+                Refused::Address(cannot_listen(&key, address, &error))
+            }
         }
     })
 }

@@ -123,6 +123,5 @@ async fn open_queue(
 }
 
 fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Error> {
-    net::bind(address)
-        .map_err(|error| Error::Run(format!("cannot listen on {key} {address}: {error}")))
+    net::bind(address).map_err(|error| Error::Run(listeners::cannot_listen(key, address, &error)))
 }
