@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Heard, failed, healthcheck, input, print, runtime, shown};
-use base::words::escape;
+use base::words::{counted, escape};
 use client::tls;
 use config::ClientTls;
 use tools::replay::client::{Client, Failed, PATIENCE};
@@ -98,8 +98,8 @@ enum BadLine {
 }
 
 fn rate_max(text: &str) -> Result<NonZeroU32, String> {
-    text.parse()
-        .map_err(|_| format!("allowed: a whole number of events per second, 1 to {}", u32::MAX))
+    let wrong = |_| format!("allowed: events per second, 1 to {}, such as 1000", u32::MAX);
+    text.parse().map_err(wrong)
 }
 
 /// Checks that the inputs exist, and that `-` is named at most once. `Err` is the exit status.
@@ -275,21 +275,33 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
         return text;
     };
     let (name, word) = (shown(file), word(*unit));
+    let (is_first, is_bad_line) = (*first == 1, stopped.is_bad_line());
+    if is_bad_line && is_first {
+        text.push_str(&format!(
+            "nothing of {name} is sent. It is probably no audit log: that has an event of \
+             kube-apiserver, as JSON, on each line. Name another file or, if only the begin of \
+             this one is wrong, add --on-bad-line skip"
+        ));
+        return text;
+    }
     text.push_str(&format!("everything before {word} {first} of {name} is accepted\n"));
+    // Without this option, the next run would stop at the same line.
+    let skip = if is_bad_line { " --on-bad-line skip" } else { "" };
     text.push_str(&match (&arguments.resume, unit) {
         (Some(resume), _) => {
-            format!("to continue from there: run the same command, with --resume {}", shown(resume))
+            let resume = shown(resume);
+            format!("to continue from there: run the same command, with --resume {resume}{skip}")
         }
-        (None, Unit::Line) if *first == 1 => {
+        (None, Unit::Line) if is_first => {
             format!(
                 "to continue from there: run the same command with {name} and the files after \
-                it"
+                 it"
             )
         }
         (None, Unit::Line) => format!(
             "to continue from there: {}, then replay the files after it. With --resume FILE, a \
              replay keeps its place automatically",
-            rest_of(file, *first)
+            rest_of(file, *first, skip)
         ),
         (None, Unit::Position) => {
             "the same command starts again at the directory's cursors, and sends some events a \
@@ -322,18 +334,25 @@ fn result_of(replayed: &Replayed) -> String {
     let Replayed { queue, events, begin, end, missing, dropped } = replayed;
     let mut text = match end.get().checked_sub(1).filter(|_| end > begin) {
         Some(last) => format!(
-            "replayed {events} events from position {begin} to {last} of queue {queue}; the relay \
-             accepted {events}"
+            "replayed {} from position {begin} to {last} of queue {queue}; the relay accepted \
+             {events}",
+            counted(*events, "event", "events"),
         ),
         None => {
             format!("replayed 0 events of queue {queue}: none was left from position {begin} on")
         }
     };
     if *missing > 0 {
-        text.push_str(&format!("; {missing} damaged or missing events were not sent"));
+        let missing = counted(
+            *missing,
+            "damaged or missing event was not sent",
+            "damaged or missing events were not sent",
+        );
+        text.push_str(&format!("; {missing}"));
     }
     if *dropped > 0 {
-        text.push_str(&format!("; {dropped} events had been dropped by the original relay"));
+        let dropped = counted(*dropped, "event", "events");
+        text.push_str(&format!("; {dropped} had been dropped by the original relay"));
     }
     text.push('\n');
     text
@@ -447,7 +466,7 @@ impl Display {
             }
             _ => String::new(),
         };
-        eprintln!("{} events done, {}/s{left}", progress.accepted, rate);
+        eprintln!("{} done, {rate}/s{left}", counted(progress.accepted, "event", "events"));
     }
 
     fn clear(&mut self) {
@@ -459,7 +478,8 @@ impl Display {
     fn tell_bad_lines(&mut self) {
         let more = std::mem::replace(&mut self.untold, (0, Instant::now())).0;
         if more > 0 {
-            self.bar.suspend(|| eprintln!("{more} more bad lines were skipped"));
+            let more = counted(more, "more bad line was", "more bad lines were");
+            self.bar.suspend(|| eprintln!("{more} skipped"));
         }
     }
 
@@ -496,12 +516,13 @@ fn rate(events: u64, time: Duration) -> u64 {
     u64::try_from(u128::from(events) * 1000 / millis).unwrap_or(u64::MAX)
 }
 
-/// Returns a text that explains how to send a file again, beginning with the given line.
-fn rest_of(file: &Path, line: u64) -> String {
+/// Returns a text that explains how to send a file again, beginning with the given line. `skip` is
+/// an option that the command needs.
+fn rest_of(file: &Path, line: u64, skip: &str) -> String {
     let name = shown(file);
     let is_file = std::fs::metadata(file).is_ok_and(|found| found.is_file());
     if !is_file {
-        return format!("send {name} again, from its line {line} on");
+        return format!("send {name} again, from its line {line} on, with `replay -{skip}`");
     }
     let mut magic = Vec::new();
     let opened = std::fs::File::open(file);
@@ -512,5 +533,5 @@ fn rest_of(file: &Path, line: u64) -> String {
         Packing::Gzip => format!("zcat {name} | tail -n +{line}"),
         Packing::Zstd => format!("zstdcat {name} | tail -n +{line}"),
     };
-    format!("run `{cut} | kube-audit-forwarder replay - --url …`")
+    format!("run `{cut} | kube-audit-forwarder replay -{skip} --url …`")
 }

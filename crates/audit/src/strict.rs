@@ -142,6 +142,8 @@ fn envelope(byte: usize, what: impl Into<Cow<'static, str>>) -> Invalid {
 fn syntax(error: &serde_json::Error) -> Cow<'static, str> {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    // serde_json says this where it has seen the first letter of `true`, `false` or `null`.
+    let what = if what == "expected ident" { "expected value" } else { what };
     format!("not JSON: {what}").into()
 }
 

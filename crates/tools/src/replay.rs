@@ -265,7 +265,8 @@ impl Replay {
             let (there, named) = (state.files.len(), settings.files.len());
             if there > named {
                 return Err(Unusable(format!(
-                    "the resume file {} is of {there} files, but {named} are named: name all of them, in the same order",
+                    "the resume file {} is of {there} files, but this run names {named}: name all \
+                     of them, in the same order",
                     file.display()
                 )));
             }
@@ -519,6 +520,12 @@ impl Replay {
 }
 
 impl Stopped {
+    /// Returns `true` if a line is not an event, so that the next run stops there again, unless
+    /// `--on-bad-line skip` is given.
+    pub fn is_bad_line(&self) -> bool {
+        self.what.ends_with(input::SKIP_LINE)
+    }
+
     /// Makes the reason for a stop after every event that could be read was accepted.
     fn at_end(what: String) -> Self {
         Self { what, at: None, lines: None }
@@ -601,7 +608,6 @@ impl Running<'_> {
         let body = Bytes::from(std::mem::take(&mut batch.body));
         if batch.events > 0 {
             self.pace(batch.events).await?;
-            self.progress.send_modify(|progress| progress.sent += batch.events);
             self.pass(&batch, &body).await?;
         }
         self.replay.advance(&batch);
@@ -639,6 +645,7 @@ impl Running<'_> {
         let client = match &mut self.to {
             To::Relay(client) => client,
             To::Look(look) => {
+                self.progress.send_modify(|progress| progress.sent += batch.events);
                 look(body);
                 // The caller hears signals and shows the progress between two batches.
                 tokio::task::yield_now().await;
@@ -652,7 +659,15 @@ impl Running<'_> {
             self.notes.try_send(note).ok();
         };
         let posted = client.post(&mut self.kept, body, batch.events, failed).await;
-        posted.map_err(|failure| self.replay.stopped(failure.to_string(), Some(span)))
+        if client.has_sent() {
+            self.progress.send_modify(|progress| progress.sent += batch.events);
+        }
+        let nothing = match self.progress.borrow().sent {
+            0 => "; nothing was sent, because no connection was made",
+            _ => "",
+        };
+        let stopped = |failure| self.replay.stopped(format!("{failure}{nothing}"), Some(span));
+        posted.map_err(stopped)
     }
 
     fn interrupted(&self) -> Stopped {
@@ -663,7 +678,11 @@ impl Running<'_> {
     async fn ended(self, sent: Result<(), Stopped>) -> Result<(), Stopped> {
         let sent = match sent {
             Err(_) if self.stop.is_cancelled() && self.replay.settings.follows => Ok(()),
-            Err(_) if self.stop.is_cancelled() => Err(self.interrupted()),
+            Err(stopped)
+                if self.stop.is_cancelled() && !stopped.what.starts_with("interrupted") =>
+            {
+                Err(self.interrupted())
+            }
             sent => sent,
         };
         let saved = self.replay.save().await;

@@ -262,7 +262,35 @@ fn what_is_not_the_same_event_is_refused_with_what_to_do() {
         said.assert_stopped(0, &[what]);
         assert!(!said.stderr.contains("tail -n +1 "), "{said:?}");
     }
+    // A file that is no audit log is called so, and no advice leads to the same line again.
+    let config = b"[[listener]]\naddress = \"x\"\n";
+    for bytes in [&b"true colours\n"[..], b"a,b\n1,2\n", b"<xml/>\n", config, b"{}\n", b"\xff\n"] {
+        let file = place.write("file", bytes);
+        let said = place.replay(&url(&sink), &[&file, "--resume", "state"]);
+        said.assert_stopped(0, &["It is probably no audit log", "--on-bad-line skip"]);
+        for wrong in ["expected ident", "is accepted", "the same command"] {
+            assert!(!said.stderr.contains(wrong), "{wrong}: {said:?}");
+        }
+        std::fs::remove_file(place.path("state")).unwrap();
+    }
     assert_eq!(sink.count(), 0);
+}
+
+#[test]
+fn events_without_a_connection_are_not_counted_as_sent() {
+    let place = Place::new();
+    let file = place.write("log", &numbered_log(400));
+    let url = format!("http://127.0.0.1:{}/", free_port());
+    let mut running = spawn_command(&["replay", "--url", &url, &file], place.root(), &[]);
+    wait_until("an attempt", PATIENCE, || running.stderr().contains("attempt 1"));
+    running.stdout();
+    running.signal(libc::SIGINT);
+    let (status, stderr) = running.wait();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    for told in ["the address of a listener; attempt 1", "no connection was made"] {
+        assert!(stderr.contains(told), "{told}: {stderr}");
+    }
+    wait_until("the summary", PATIENCE, || running.stdout().starts_with(b"sent: 0\naccepted: 0\n"));
 }
 
 #[test]
@@ -551,6 +579,7 @@ fn bad_lines_stop_or_are_skipped_and_are_always_told() {
             "; with --on-bad-line skip such lines are counted and left out\n",
             "before line 2 of",
             "run `tail -n +2 /",
+            "| kube-audit-forwarder replay - --on-bad-line skip --url",
         ],
     );
     let sink = HttpSink::accepting();

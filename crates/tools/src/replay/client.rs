@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +22,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use url::{Position, Url};
 
-use client::ask::{Connection, Reply, Target};
+use base::words::counted;
+use client::ask::{AskFault, Connection, Reply, Target};
 use client::{ask, tls};
 
 /// The time for which a batch is sent again, unless a log is followed.
@@ -78,6 +80,8 @@ pub struct Client {
     /// Cancelled when a stop is requested. Pauses then end immediately, and requests after
     /// [`STOPPING`].
     stop: CancellationToken,
+    /// `true`: there was a connection for the newest batch.
+    has_sent: AtomicBool,
 }
 
 /// The body of a relay's response to a request that it has accepted.
@@ -124,7 +128,7 @@ impl Client {
             target = target.with_token(token)?;
         }
         let path = url[Position::BeforePath..Position::AfterQuery].to_owned();
-        Ok(Self { target, path, patience, stop })
+        Ok(Self { target, path, patience, stop, has_sent: AtomicBool::new(false) })
     }
 
     /// Sends `body`, a batch of `events` events, until the receiver accepts it or refuses it
@@ -146,6 +150,7 @@ impl Client {
         events: u64,
         failed: impl Fn(Failed),
     ) -> Result<(), Failure> {
+        self.has_sent.store(false, Ordering::Relaxed);
         let stopped = async {
             self.stop.cancelled().await;
             tokio::time::sleep(STOPPING).await;
@@ -154,6 +159,11 @@ impl Client {
             posted = self.attempts(kept, body, events, failed) => posted,
             () = stopped => Err(Failure::Stopped),
         }
+    }
+
+    /// Returns `false` if the newest batch was not sent at all, because there was no connection.
+    pub fn has_sent(&self) -> bool {
+        self.has_sent.load(Ordering::Relaxed)
     }
 
     /// Makes attempts, with pauses between them, until the batch is accepted or permanently
@@ -209,11 +219,13 @@ impl Client {
                 Some(connection) => connection,
                 None => match self.target.connect(deadline).await {
                     Ok(connection) => connection,
-                    Err((_, what)) => {
-                        return Outcome::Failed(format!("{self}: {what}"), Duration::ZERO);
+                    Err((fault, what)) => {
+                        let what = format!("{self}: {what}{}", remedy(fault));
+                        return Outcome::Failed(what, Duration::ZERO);
                     }
                 },
             };
+            self.has_sent.store(true, Ordering::Relaxed);
             let body = Some((ask::JSON, body.clone()));
             let request = match self.target.request(Method::POST, &self.path, body) {
                 Ok(request) => request,
@@ -225,7 +237,9 @@ impl Client {
                 // it. The request is sent again, on a new connection.
                 Err(_) if reused => continue,
                 Err(error) => {
-                    let what = format!("{self}: {}", ask::chain(&error));
+                    let hint = "; if the listener has TLS, --url begins with https://";
+                    let hint = if self.target.is_https() { "" } else { hint };
+                    let what = format!("{self}: {}{hint}", ask::chain(&error));
                     return Outcome::Failed(what, Duration::ZERO);
                 }
             };
@@ -249,7 +263,8 @@ impl Client {
                 Err(_) => Outcome::Accepted,
                 Ok(Accepted { accepted }) if accepted == events => Outcome::Accepted,
                 Ok(Accepted { accepted }) => Outcome::Final(format!(
-                    "{self}: accepted {accepted} events of {events}, so the receiver is not a relay"
+                    "{self}: accepted {} of {events}, so the receiver is not a relay",
+                    counted(accepted, "event", "events")
                 )),
             }
         } else if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
@@ -257,7 +272,7 @@ impl Client {
         } else if status == StatusCode::REQUEST_TIMEOUT {
             Outcome::Failed(told(), Duration::ZERO)
         } else {
-            Outcome::Final(format!("{}{}", told(), remedy(status)))
+            Outcome::Final(format!("{}{}", told(), remedy(AskFault::Status(status.as_u16()))))
         };
         (outcome, is_whole)
     }
@@ -276,13 +291,19 @@ fn seconds(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
-/// Returns the end of an error message: the command-line option to check after a response with this
-/// status, if there is one.
-fn remedy(status: StatusCode) -> &'static str {
-    match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; see --bearer-token-file",
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "; see the path of --url",
-        StatusCode::PAYLOAD_TOO_LARGE => "; see the relay's limits.max_body",
+/// Returns the end of an error message: the command-line option to check after this fault, if there
+/// is one.
+fn remedy(fault: AskFault) -> &'static str {
+    match fault {
+        AskFault::Status(401 | 403) => "; see --bearer-token-file",
+        AskFault::Status(404 | 405) => {
+            "; see the path of --url, which is that of a listener, and not of the admin address"
+        }
+        AskFault::Status(413) => "; see the relay's limits.max_body",
+        AskFault::NoAddress | AskFault::NoConnection => {
+            "; check that --url is the address of a listener"
+        }
+        AskFault::Issuer => "; name a file with the CA with --ca",
         _ => "",
     }
 }

@@ -46,7 +46,7 @@ const KEPT_BYTES_MAX: usize = 1024 * 1024;
 pub(super) const BAD_LINES_MAX: u64 = 1000;
 
 /// The end of the message about a line at which a replay stops.
-const SKIP_LINE: &str = "with --on-bad-line skip such lines are counted and left out";
+pub(super) const SKIP_LINE: &str = "with --on-bad-line skip such lines are counted and left out";
 
 /// The end of the message about a file at whose damaged part a replay stops.
 const SKIP_REST: &str = "with --on-bad-line skip the rest of such a file is left out";
