@@ -4,13 +4,14 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
@@ -46,9 +47,6 @@ mod volume;
 
 /// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
-/// The longest time between two samples of the metrics in `doctor`. More time would show nothing
-/// more, because kube-apiserver holds a batch for a few minutes at most.
-const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// The exit status for wrong usage or a wrong config. clap uses the same status.
 const WRONG: u8 = 2;
 
@@ -141,7 +139,7 @@ enum Command {
         #[command(flatten)]
         relay: healthcheck::Relay,
         /// Wait at most this many seconds
-        #[arg(long, default_value_t = 60, value_name = "N")]
+        #[arg(long, default_value_t = 60, value_name = "N", value_parser = whole(0..=u64::MAX, "a whole number of seconds, 0 or more, such as 60"))]
         seconds: u64,
     },
     /// Show the events that a running relay sends, live and redacted. Requires
@@ -265,12 +263,13 @@ pub fn main() -> ExitCode {
 /// the name of the program. If the arguments do not parse, or for options such as `--help`, the
 /// function ends the process.
 pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let mut command = command();
-    let parsed = command.try_get_matches_from_mut(arguments).and_then(|matches| {
+    let (mut command, words) = (command(), Vec::from_iter(arguments));
+    let parsed = command.try_get_matches_from_mut(&words).and_then(|matches| {
         let file = config_file(&mut command, &matches)?;
         Ok((Arguments::from_arg_matches(&matches)?, file))
     });
-    let (arguments, config_file) = parsed.unwrap_or_else(|error| error.exit());
+    let (arguments, config_file) =
+        parsed.unwrap_or_else(|error| explained(error, &command, &words).exit());
     let file = config_file.path();
     let result = match arguments.command.unwrap_or(Command::Run { file: None }) {
         Command::Run { file } => config_file.with("run", file.as_deref()).and_then(run),
@@ -293,6 +292,24 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Tap(arguments) => tap::run(&arguments, file),
     };
     result.err().unwrap_or(0)
+}
+
+/// Adds a tip to an error about the command line: the help of the option with the wrong value, or
+/// the list of the commands if there is no such command.
+fn explained(mut error: clap::Error, all: &clap::Command, words: &[OsString]) -> clap::Error {
+    let at = words.iter().fold(all, |at, word| at.find_subcommand(word).unwrap_or(at));
+    let named = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    let named = at.get_arguments().find(|it| it.to_string() == named).and_then(Arg::get_help);
+    let tip = match (error.kind(), named, error.get(ContextKind::SuggestedSubcommand)) {
+        (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(help), _) => help.clone(),
+        (ErrorKind::InvalidSubcommand, _, None) => {
+            let names: Vec<_> = at.get_subcommands().map(clap::Command::get_name).collect();
+            format!("what there is: {}", names.join(", ").replace(", help", "")).into()
+        }
+        _ => return error,
+    };
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    error
 }
 
 /// Checks an input that the command line names: the file or directory must exist, and it must be
@@ -329,11 +346,27 @@ fn read_input(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
     }
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
-    let time = config::time(text)?;
-    match time <= INTERVAL_MAX {
-        true => Ok(time),
-        false => Err("0s to 1h are allowed".to_owned()),
+/// Returns the parser of an option whose value is a whole number in this range.
+fn whole(
+    range: RangeInclusive<u64>,
+    allowed: &'static str,
+) -> impl Fn(&str) -> Result<u64, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("allowed: {allowed}"))
+    }
+}
+
+/// Returns the parser of an option whose value is a time from `least` to `most`.
+fn time_within(
+    least: &'static str,
+    most: &'static str,
+) -> impl Fn(&str) -> Result<Duration, String> + Clone {
+    move |text| match config::time(text)? {
+        time if time < config::time(least)? || time > config::time(most)? => {
+            Err(format!("allowed: {least} to {most}"))
+        }
+        time => Ok(time),
     }
 }
 
@@ -409,8 +442,7 @@ fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     for problem in &checked.problems {
         eprintln!("{}", problem.render(name));
     }
-    let is_wrong = |it: &Problem| matches!(it.severity, Severity::Error | Severity::Fault);
-    if checked.problems.iter().any(is_wrong) { Err(WRONG) } else { Ok(()) }
+    if checked.problems.iter().any(Problem::is_error) { Err(WRONG) } else { Ok(()) }
 }
 
 fn show(file: Option<&Path>) -> Result<(), u8> {

@@ -10,9 +10,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{FAILED, Heard, failed, print, runtime};
+use super::{FAILED, Heard, failed, print, runtime, whole};
 use crate::demo;
 use crate::demo::{Figures, Phase, Summary};
+use base::words::counted_in_groups;
 
 /// The time between two drawings of the progress line if stdout is a terminal.
 const DRAW: Duration = Duration::from_millis(200);
@@ -22,7 +23,7 @@ const LINE: Duration = Duration::from_secs(1);
 #[derive(Args)]
 pub(super) struct Arguments {
     /// Send events for this many seconds
-    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "N", default_value = "20", value_parser = whole(1..=3600, "a whole number of seconds, 1 to 3600, such as 20"))]
     seconds: u64,
 }
 
@@ -65,13 +66,13 @@ fn said(summary: &Summary) -> String {
     let Summary { sent, delivered, repeated, lost, away, queue_events_max, queue_bytes_max } =
         summary;
     format!(
-        "\nthe consumer was down for {:.1} s; the queue held up to {} events ({}), and is empty \
+        "\nthe consumer was down for {:.1} s; the queue held up to {} ({}), and is empty \
          again\n\nsent: {sent}\ndelivered: {delivered}\nrepeated: {repeated}\nlost: {lost}\n\nRead \
          next in docs/: start.md for a config of your own, concepts/guarantees.md for what the \
          relay guarantees,\nconcepts/queue-and-disk.md for a queue that survives a crash, \
          operating/monitoring.md for alerts.\n",
         away.as_secs_f64(),
-        HumanCount(*queue_events_max),
+        counted_in_groups(*queue_events_max, "event", "events"),
         HumanBytes(*queue_bytes_max),
     )
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::healthcheck::Credentials;
-use super::{healthcheck, input, interval, print};
+use super::{healthcheck, input, print, time_within, whole};
 use client::ask::Target;
 use doctor::judge::Kind;
 use doctor::kubeconfig::Kubeconfig;
@@ -30,17 +30,19 @@ pub(super) struct Arguments {
     kubeconfig: Option<PathBuf>,
     /// The number of kube-apiservers behind each URL of --apiserver, or in the cluster of
     /// --kubeconfig [default: as many as are found]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
-    instances: Option<u16>,
+    #[arg(long, value_name = "N", value_parser = whole(1..=100, "a whole number of kube-apiservers, 1 to 100, such as 3"))]
+    instances: Option<u64>,
     /// The URL of a relay's admin address, or a file with its saved /status; may be repeated
     /// [default: admin.address of the config]
     #[arg(long, value_name = "URL|FILE")]
     relay: Vec<String>,
     #[command(flatten)]
     credentials: Credentials,
+    // More time would show nothing more, because kube-apiserver holds a batch for a few minutes at
+    // most.
     /// The time between the two samples, 0s to 1h; there is only one sample if every --apiserver is
     /// a file
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time_within("0s", "1h"))]
     interval: Duration,
     /// The kubeconfig in kube-apiserver's --audit-webhook-config-file: test its URL and
     /// certificate, and whether it leads to one of the relays, with a request without events
@@ -104,7 +106,7 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
     Ok(Plan {
         apiservers,
         cluster,
-        instances: arguments.instances.map(usize::from),
+        instances: arguments.instances.and_then(|count| count.try_into().ok()),
         relays,
         interval: arguments.interval,
         webhook,

@@ -70,6 +70,6 @@ async fn backlog(page: &Page) -> Result<String, String> {
         (StatusCode::SERVICE_UNAVAILABLE, body) => {
             Ok(body.trim_end().lines().collect::<Vec<_>>().join(", "))
         }
-        (status, body) => Err(healthcheck::refused(status, &body)),
+        (status, body) => Err(page.refused(status, &body)),
     }
 }

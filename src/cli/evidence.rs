@@ -8,7 +8,7 @@ use std::{fs, io};
 
 use clap::Subcommand;
 
-use super::{FAILED, WRONG, input, print};
+use super::{FAILED, WRONG, input, print, whole};
 use audit::time::rfc3339;
 use base::words::escape;
 use evidence_log::entry::Entry;
@@ -51,7 +51,7 @@ pub(super) enum Command {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// The position of the event in the queue
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = whole(0..=u64::MAX, "a position, 0 or more, such as 4711"))]
         position: u64,
     },
     /// Make a consistent copy of a relay's evidence, even while it runs: the newest checkpoint,

@@ -13,7 +13,7 @@ use url::{Position, Url};
 
 use super::{FAILED, WRONG, cannot_read, failed, read, wrong};
 use client::ask;
-use client::ask::Target;
+use client::ask::{AskFault, Target};
 use client::tls::{Chain, Client};
 use config::ClientTls;
 
@@ -85,6 +85,8 @@ impl Relay {
 pub(super) struct Page {
     pub(super) url: Url,
     pub(super) target: Target,
+    /// The key and the config that name the relay. `None` if the command line names it.
+    key: Option<String>,
 }
 
 impl Page {
@@ -98,9 +100,9 @@ impl Page {
 
     /// Returns the page with a bearer token. `Err` is the exit status.
     pub(super) fn with_token(self, token: &str) -> Result<Self, u8> {
-        let Self { url, target } = self;
-        let target = target.with_token(token).map_err(|what| wrong(format_args!("{url}: {what}")));
-        Ok(Self { url, target: target? })
+        let target = self.target.with_token(token);
+        let target = target.map_err(|what| wrong(format_args!("{}: {what}", self.url)))?;
+        Ok(Self { target, ..self })
     }
 
     /// Sends a GET request. Returns the status and the body of the response; `None` if the response
@@ -113,12 +115,7 @@ impl Page {
         let asked = async {
             let path = &self.url[Position::BeforePath..Position::AfterQuery];
             let asked = self.target.open(Method::GET, path, None).await;
-            let mut reply = asked.map_err(|error| match error.reason {
-                why if why.contains("CertificateRequired") => {
-                    format!("{why}: the relay asks for a client certificate, --certificate")
-                }
-                why => why,
-            })?;
+            let mut reply = asked.map_err(|error| self.explained(error.fault, error.reason))?;
             let status = reply.status;
             match reply.read(body_max).await {
                 Ok((body, true)) => Ok((status, String::from_utf8_lossy(&body).into_owned())),
@@ -128,21 +125,33 @@ impl Page {
         };
         tokio::time::timeout(TIMEOUT, asked).await.ok()
     }
+
+    /// Returns the message about a status other than 200, with the reason in the body.
+    pub(super) fn refused(&self, status: StatusCode, body: &str) -> String {
+        let what = format!("{status}{}", ask::shown(body.as_bytes()));
+        self.explained(AskFault::Status(status.as_u16()), what)
+    }
+
+    /// Adds to a fault what to do about it: which option to use, or which relay was asked.
+    pub(super) fn explained(&self, fault: AskFault, what: String) -> String {
+        let todo = match (ask::remedy_at_admin(fault, &what), fault, &self.key) {
+            (Some(todo), ..) => todo.to_owned(),
+            (None, AskFault::NoConnection | AskFault::NoAddress, Some(key)) => {
+                format!("This is {key}; --relay URL or --config FILE names another relay")
+            }
+            (None, AskFault::NoConnection | AskFault::NoAddress, None) => {
+                "Check that the relay runs, and that this is its admin.address".to_owned()
+            }
+            (None, ..) => return what,
+        };
+        format!("{what}. {todo}")
+    }
 }
 
 impl fmt::Display for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.url.fmt(f)
     }
-}
-
-/// Returns the message about a status other than 200. For 401, it names the option for the token.
-pub(super) fn refused(status: StatusCode, body: &str) -> String {
-    let why = match status {
-        StatusCode::UNAUTHORIZED => ask::shown(body.as_bytes()) + "; --token-file names its file",
-        _ => String::new(),
-    };
-    format!("{status}{why}")
 }
 
 impl Credentials {
@@ -195,11 +204,16 @@ impl Credentials {
         // says so.
         let token = admin.bearer_token_file.filter(|token| token.is_file());
         let token = self.token_file.as_deref().or(token.as_deref());
-        let Some(tls) = tls else { return self.open(url, None, Vec::new(), token) };
+        let why = if file.is_none() { ", because no config is named" } else { "" };
+        let key = Some(format!("{key} of {name}{why}"));
+        let Some(tls) = tls else {
+            return Ok(Page { key, ..self.open(url, None, Vec::new(), token)? });
+        };
         // The certificate hardly ever contains the address that this command asks, so the names in
         // the certificate count instead.
         let chain = Chain::read(&tls.certificate).map_err(failed)?;
-        self.open(url, self.ca.as_deref().or(Some(&tls.certificate)), chain.names(), token)
+        let ca = self.ca.as_deref().or(Some(&tls.certificate));
+        Ok(Page { key, ..self.open(url, ca, chain.names(), token)? })
     }
 
     fn open(
@@ -211,7 +225,7 @@ impl Credentials {
     ) -> Result<Page, u8> {
         let target = Target::of(&url).map_err(|what| wrong(format_args!("{url}: {what}")))?;
         let target = self.add_to(target, ca, names, token)?;
-        Ok(Page { url, target })
+        Ok(Page { url, target, key: None })
     }
 
     /// Adds the credentials to a server from the command line.
@@ -256,7 +270,10 @@ pub(super) fn run(relay: &Relay, file: Option<&Path>) -> Result<(), u8> {
             let is_ready = status == StatusCode::OK;
             match is_ready {
                 true => eprintln!("ready: {page}"),
-                false => eprintln!("{page}: {status}"),
+                false if status == StatusCode::SERVICE_UNAVAILABLE => eprintln!("{page}: {status}"),
+                false => {
+                    return Err(failed(format_args!("{page}: {}", page.refused(status, &body))));
+                }
             }
             // The body of `/readyz?verbose` has a line for each check.
             let lines =

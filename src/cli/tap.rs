@@ -18,12 +18,12 @@ use tokio::time::timeout;
 use url::Position;
 
 use super::healthcheck::Page;
-use super::{cannot_read, failed, healthcheck, read, wrong};
+use super::{cannot_read, failed, healthcheck, read, whole, wrong};
 use audit::request::Object;
 use audit::{request, scan, time};
-use base::words::{escape, grouped};
+use base::words::{counted_in_groups, escape};
 use client::ask;
-use client::ask::{Reply, Target};
+use client::ask::{AskFault, Reply};
 
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -56,7 +56,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FORMAT", default_value = "short")]
     format: Format,
     /// Stop after this many events
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole(1..=u64::MAX, "a whole number of events, 1 or more, such as 10"))]
     limit: Option<u64>,
 }
 
@@ -91,10 +91,9 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
 }
 
 struct Request {
-    target: Target,
+    /// The relay, without the query.
+    page: Page,
     path: String,
-    /// The URL for messages, without the query.
-    shown: String,
 }
 
 /// Makes the request that the arguments ask for. `Err` is the exit status.
@@ -104,11 +103,11 @@ fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Request, u8> {
             .map_err(|error| wrong(format_args!("--match {}", escape::message(&error))))?;
     }
     let page = arguments.relay.page(file, "/tap")?;
-    let Page { mut url, target } = match configured_token(arguments, file)? {
+    let page = match configured_token(arguments, file)? {
         Some(token) => page.with_token(&token)?,
         None => page,
     };
-    let shown = url.to_string();
+    let mut url = page.url.clone();
     {
         let mut query = url.query_pairs_mut();
         arguments.output.iter().for_each(|name| {
@@ -119,7 +118,7 @@ fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Request, u8> {
         });
     }
     let path = url[Position::BeforePath..Position::AfterQuery].to_owned();
-    Ok(Request { target, path, shown })
+    Ok(Request { page, path })
 }
 
 /// Returns the token of the file that the config names, unless `--token-file` names one. A relay at
@@ -153,7 +152,7 @@ fn print(mut texts: mpsc::Receiver<String>) -> io::Result<()> {
 /// Asks the relay for events, and prints them until `--limit`, the relay or a failed print ends the
 /// tap.
 async fn look(
-    Request { target, path, shown }: &Request,
+    Request { page, path }: &Request,
     arguments: &Arguments,
     printer: mpsc::Sender<String>,
 ) -> Result<(), String> {
@@ -161,16 +160,17 @@ async fn look(
     let escapes = io::stdout().is_terminal();
     let mut show = Show { format, escapes, left: limit };
     let looking = async {
-        let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
+        let opened = timeout(ANSWER, page.target.open(Method::GET, path, None)).await;
         let opened = opened.map_err(|_| format!("no response within {} s", ANSWER.as_secs()))?;
-        let mut reply = opened.map_err(|error| error.reason)?;
+        let mut reply = opened.map_err(|error| page.explained(error.fault, error.reason))?;
         let status = reply.status;
         if status != StatusCode::OK {
-            return Err(format!("{status}{}", ask::refusal(&mut reply).await));
+            let what = format!("{status}{}", ask::refusal(&mut reply).await);
+            return Err(page.explained(AskFault::Status(status.as_u16()), what));
         }
         lines(reply, &mut show, &printer).await
     };
-    looking.await.map_err(|error| format!("{shown}: {error}"))
+    looking.await.map_err(|error| format!("{page}: {error}"))
 }
 
 async fn lines(
@@ -260,11 +260,8 @@ impl Show {
             }
         }
         if let Some(skipped) = received.skipped {
-            let plural = if skipped == 1 { "" } else { "s" };
-            eprintln!(
-                "skipped {} event{plural}: over the limits of a tap, or not JSON",
-                grouped(skipped)
-            );
+            let events = counted_in_groups(skipped, "event", "events");
+            eprintln!("skipped {events}: over the limits of a tap, or not JSON");
         }
         Ok(received.end.map(|End { reason, message }| {
             let message = format!("the tap has ended: {}", escape::message(&message));

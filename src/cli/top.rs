@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use url::Position;
 
 use super::healthcheck::Page;
-use super::{Heard, failed, healthcheck, print};
+use super::{Heard, failed, healthcheck, print, time_within};
 use base::words::escape;
 use telemetry::status::Status;
 use tools::top::{self, View};
@@ -20,9 +20,6 @@ use transform::volume::report::{DIMENSIONS, Report};
 
 /// The greatest number of bytes in a response of the relay.
 const ANSWER_MAX: usize = 16 << 20;
-
-/// The shortest and the longest interval between two requests for the status.
-const INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
 /// The width in columns where there is no terminal. The variable COLUMNS can set another one, from
 /// 40 to 1000.
@@ -39,7 +36,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     relay: healthcheck::Relay,
     /// The time between two updates, 500ms to 1m
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time_within("500ms", "1m"))]
     interval: Duration,
     /// Show what causes the incoming bytes, instead of the outputs. A cause is a combination of
     /// user, verb and resource
@@ -48,14 +45,6 @@ pub(super) struct Arguments {
     /// Print the screen once and exit; the default if stdout is not a terminal
     #[arg(long)]
     once: bool,
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    let time = config::time(text)?;
-    match (INTERVAL.0..=INTERVAL.1).contains(&time) {
-        true => Ok(time),
-        false => Err("500ms to 1m are allowed".to_owned()),
-    }
 }
 
 /// Prints the relay once, or again and again until a signal ends the command. `Err` is the exit
@@ -122,12 +111,11 @@ fn refresh(view: &View) -> std::io::Result<()> {
 /// Asks the relay for its status and, if `by` is given, for the volume of the last hour in that
 /// dimension.
 async fn ask(page: &Page, by: Option<&str>, view: &mut View) -> Result<(), String> {
-    let status = get::<Status>(page).await?.ok_or("not the status of a relay: 404")?;
-    view.answered(status);
+    view.answered(get::<Status>(page).await?);
     if let Some(by) = by
         && let Ok(report) = get::<Report>(&page.at("/status/volume")).await
     {
-        view.counted(match report.unwrap_or_default().spans.get("1h") {
+        view.counted(match report.spans.get("1h") {
             Some(hour) => top::table(hour, by),
             None => vec!["no volume is counted (volume.enabled)".to_owned()],
         });
@@ -135,14 +123,12 @@ async fn ask(page: &Page, by: Option<&str>, view: &mut View) -> Result<(), Strin
     Ok(())
 }
 
-/// Asks for a JSON document; `None` if the relay responds with 404.
-pub(super) async fn get<T: DeserializeOwned>(page: &Page) -> Result<Option<T>, String> {
+/// Asks for a JSON document.
+pub(super) async fn get<T: DeserializeOwned>(page: &Page) -> Result<T, String> {
     let asked = page.ask(ANSWER_MAX).await;
     match asked.unwrap_or_else(|| Err("no answer in time".to_owned()))? {
         (StatusCode::OK, body) => serde_json::from_str(&body)
-            .map(Some)
             .map_err(|error| format!("not the status of a relay: {error}")),
-        (StatusCode::NOT_FOUND, _) => Ok(None),
-        (status, body) => Err(healthcheck::refused(status, &body)),
+        (status, body) => Err(page.refused(status, &body)),
     }
 }

@@ -472,7 +472,7 @@ impl Target {
             (AskFault::NoConnection, what.to_owned())
         };
         timeout_at(deadline, connecting).await.map_err(late)?.map_err(|error| {
-            let what = format!("TLS: {}", tls::handshake_error(&error));
+            let what = format!("TLS: {}", tls::handshake_error(&error, None));
             (AskFault::of_handshake(&error), what)
         })
     }
@@ -486,7 +486,7 @@ impl Target {
         let error = |what: String| self.error(path, what);
         let status = reply.status;
         if status != StatusCode::OK {
-            let what = format!("{status}{}{}", refusal(&mut reply).await, remedy(status));
+            let what = format!("{status}{}", refusal(&mut reply).await);
             return Err(AskError { fault: AskFault::Status(status.as_u16()), ..error(what) });
         }
         let encoding = reply.headers.get(header::CONTENT_ENCODING);
@@ -564,15 +564,35 @@ pub fn shown(body: &[u8]) -> String {
     format!(": {}", message.chars().take(SHOWN_CHARS_MAX).map(safe).collect::<String>())
 }
 
-fn remedy(status: StatusCode) -> &'static str {
-    match status {
-        StatusCode::UNAUTHORIZED => "; the credentials are missing or have expired",
-        StatusCode::FORBIDDEN => {
-            "; the user needs the verb get for the nonResourceURL /metrics, and for endpoints in \
-             the namespace default"
+/// Returns what to do if the admin address of a relay gives no usable response, as a sentence
+/// without a full stop. `None` if nothing is known but that there is no relay to ask. `reason` is
+/// the text of the fault.
+pub fn remedy_at_admin(fault: AskFault, reason: &str) -> Option<&'static str> {
+    // A listener names the key of its token, and what it accepts instead.
+    let of_listener = ["audit events are accepted", "listener.bearer_token_file"];
+    let has = |part: &&str| reason.contains(part);
+    match fault {
+        AskFault::Status(_) if of_listener.iter().any(has) => Some(
+            "This is a listener, which only takes events: name the relay's admin.address, whose \
+             port is 9090 by default",
+        ),
+        AskFault::Status(401) => Some("Name the file with the token with --token-file"),
+        AskFault::Status(404) if reason.contains("probe address") => {
+            Some("This is admin.probe_address, which has no such page: name admin.address")
         }
-        StatusCode::NOT_FOUND => "; is the URL's path correct?",
-        _ => "",
+        AskFault::Status(404 | 405) if !["no such page:", "taps are off"].iter().any(has) => Some(
+            "This is not the admin address of a relay: name its admin.address, whose port is 9090 \
+             by default",
+        ),
+        AskFault::Issuer => Some("Name a file with the CA, or with the certificate, with --ca"),
+        AskFault::NoTls => Some("Use http:// if the config has no admin.tls"),
+        AskFault::Other if reason.contains("CertificateRequired") => {
+            Some("The relay asks for a client certificate: name it with --certificate")
+        }
+        AskFault::Other if reason.contains("no HTTP response") => {
+            Some("Use https:// if the config has admin.tls")
+        }
+        _ => None,
     }
 }
 

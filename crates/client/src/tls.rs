@@ -120,8 +120,8 @@ fn certificate_fault(error: &OtherError) -> String {
 }
 
 /// Returns the message, for the log and for `/status`, about a failed TLS handshake with a server
-/// or a client.
-pub fn handshake_error(error: &io::Error) -> String {
+/// or a client. `key` is the key of the config with the CAs; `None` if a command asks.
+pub fn handshake_error(error: &io::Error, key: Option<&str>) -> String {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
     match source {
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
@@ -136,10 +136,15 @@ pub fn handshake_error(error: &io::Error) -> String {
             not_before,
             ..
         })) => format!("its certificate is not valid before {}", day(*not_before)),
-        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => format!(
-            "{error}: it is from a CA that the relay does not know; set tls.ca to a file with the \
-             CA. If the file has it, the server does not send its intermediate certificate"
-        ),
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            let set = key.map_or(String::new(), |key| {
+                format!(
+                    "; set {key} to a file with the CA. If the file has it, the other side does \
+                         not send its intermediate certificate"
+                )
+            });
+            format!("{error}: it is from a CA that is not known here{set}")
+        }
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => format!(
             "{error}: this port does not speak TLS; remove TLS (tls, https://), or use the port \
              that expects it"

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::counts::total;
 use super::judge::{Cause, Kind};
-use super::sample::{Apiservers, relay, settle};
+use super::sample::{Apiservers, Fault, relay, settle};
 use client::ask::{AskFault, Target};
 
 const REQUESTS: u64 = 5;
@@ -92,7 +92,7 @@ async fn generated(server: &Target) -> Result<u64, String> {
 async fn accepted(relays: &[(Target, String)]) -> Result<u64, String> {
     let mut sum = 0;
     for (target, path) in relays {
-        let failed = |fault: String| format!("relay {target} ({fault})");
+        let failed = |fault: Fault| format!("relay {target} ({})", fault.what);
         sum = total([sum, relay(target, path).await.map_err(failed)?.accepted()]);
     }
     Ok(sum)

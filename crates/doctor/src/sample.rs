@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::counts::{ApiserverCounts, Clock, Relay, Start};
 use super::exposition::{self, Reader};
 use base::named_file;
-use client::ask::{AskError, AskFault, BODY_MAX, Target};
+use client::ask::{AskError, AskFault, BODY_MAX, Target, remedy_at_admin};
 use telemetry::status::Status;
 
 /// The number of responses in a row without a new instance after which doctor assumes that it has
@@ -90,6 +90,8 @@ pub struct Fault {
     pub what: String,
     /// The change that explains the fault, if one is known.
     pub change: Option<Change>,
+    /// The action for the operator, if one is known.
+    pub advice: Option<&'static str>,
 }
 
 /// A change between the two samples.
@@ -105,7 +107,7 @@ pub enum Change {
 
 impl From<String> for Fault {
     fn from(what: String) -> Self {
-        Self { what, change: None }
+        Self { what, change: None, advice: None }
     }
 }
 
@@ -116,7 +118,7 @@ impl From<Change> for Fault {
             Change::Left => "it has left the endpoints since the first sample",
             Change::Joined => "it has joined the endpoints since the first sample",
         };
-        Self { what: what.to_owned(), change: Some(change) }
+        Self { what: what.to_owned(), change: Some(change), advice: None }
     }
 }
 
@@ -260,13 +262,13 @@ fn parse_status(body: &[u8]) -> Result<Status, String> {
 ///
 /// # Errors
 ///
-/// The relay did not send its state, or the state has no verdict. The text is the reason.
-pub async fn relay(target: &Target, path: &str) -> Result<Relay, String> {
+/// The relay did not send its state, or the state has no verdict.
+pub async fn relay(target: &Target, path: &str) -> Result<Relay, Fault> {
     let late = || format!("{target}: no complete response within {} s", SAMPLE.as_secs());
     let body = timeout(SAMPLE, target.get_text(path)).await.map_err(|_| late())?;
-    let body = body.map_err(|error| match error.fault == AskFault::Status(401) {
-        true => format!("{error}; --token-file names the file with the token"),
-        false => error.to_string(),
+    let body = body.map_err(|error| Fault {
+        advice: remedy_at_admin(error.fault, &error.reason),
+        ..Fault::from(error.to_string())
     })?;
     let here = telemetry::now();
     let status = parse_status(&body).map_err(|what| format!("{target}{path}: {what}"))?;
@@ -291,10 +293,25 @@ async fn ask_until(
     let late = || format!("{target}: no complete response within {} s", SAMPLE.as_secs());
     let asked = target.get(path, |part| reader.feed(part).map_err(|fault| fault.to_string()));
     let asked = timeout_at(deadline, asked).await.map_err(|_| late())?;
-    let date = asked.map_err(|error| error.to_string())?;
+    let date = asked.map_err(refused)?;
     let exposition = reader.finish().map_err(|fault| format!("{target}: {fault}"))?;
     let clock = Clock::new(date, telemetry::now());
     Ok(ApiserverCounts { clock, ..ApiserverCounts::of(&exposition) })
+}
+
+/// Returns the text of an error of a kube-apiserver, with what to do about a refusal.
+fn refused(error: AskError) -> String {
+    let todo = match error.fault {
+        AskFault::Status(401) => "; the credentials of --kubeconfig are missing or have expired",
+        AskFault::Status(403) => {
+            "; the user needs the verb get for the nonResourceURL /metrics, and for endpoints in \
+             the namespace default"
+        }
+        AskFault::Status(404) => "; check the path of the URL",
+        AskFault::Issuer => "; check certificate-authority in --kubeconfig",
+        _ => "",
+    };
+    format!("{error}{todo}")
 }
 
 /// An address of one or more kube-apiservers.
@@ -700,7 +717,7 @@ async fn listed_by(server: &Target) -> Result<Vec<Endpoint>, String> {
         Err(AskError { fault: AskFault::Status(404 | 405 | 410), .. }) => ask(SLICES).await,
         asked => asked,
     };
-    let body = body.map_err(|error| error.to_string())?;
+    let body = body.map_err(refused)?;
     let endpoints = parse_endpoints(&body);
     match endpoints.is_empty() {
         true => Err(format!("{server}: the Service kubernetes has no endpoints")),

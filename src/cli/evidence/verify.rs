@@ -90,7 +90,8 @@ struct Stored {
 }
 
 fn time(text: &str) -> Result<u64, String> {
-    time::parse(text).ok_or_else(|| "is not a time in the format of RFC 3339".to_owned())
+    time::parse(text)
+        .ok_or_else(|| "is not a time of RFC 3339, such as 2026-11-22T08:00:00Z".to_owned())
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {

@@ -1,10 +1,10 @@
 //! The command line as a whole: where `--config` can be, messages about mistyped words and missing
 //! files, and the examples in the help of each command.
 
-use std::collections::BTreeSet;
-
 use crate::docs::reference::subcommands;
 use crate::support::prelude::*;
+use crate::support::relay::with_admin;
+use crate::support::setup::config;
 
 const CONFIG: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[output]]\nname = \"o\"\n\
                       type = \"tcp\"\naddresses = [\"127.0.0.1:3000\"]\n";
@@ -168,6 +168,129 @@ fn a_mistyped_word_names_the_nearest_one() {
         "queue export . --output",
     ] {
         run(line, place().path()).assert_refused("");
+    }
+}
+
+#[test]
+fn a_wrong_value_names_what_is_allowed_the_meaning_and_an_example() {
+    for (line, allowed, meaning) in [
+        ("demo --seconds 0", "a whole number of seconds, 1 to 3600, such as 20", "Send events for"),
+        ("drain --seconds x", "a whole number of seconds, 0 or more, such as 60", "Wait at most"),
+        ("tap --limit 0", "a whole number of events, 1 or more, such as 10", "Stop after"),
+        ("doctor --instances 101", "kube-apiservers, 1 to 100, such as 3", "behind each URL"),
+        ("evidence prove . --position x", "a position, 0 or more, such as", "The position of the"),
+        ("replay - --url http://a --rate -1", "events per second, 1 to", "Send at most this many"),
+        ("top --interval 2m", "allowed: 500ms to 1m", "The time between two updates"),
+        ("doctor --interval 2h", "allowed: 0s to 1h", "The time between the two samples"),
+        ("doctor --interval 5", "a whole number with ms, s, m or h, such as \"10s\"", "samples"),
+        ("evidence verify --key x --since 1", "such as 2026-11-22T08:00:00Z", "Count only events"),
+        ("policy advise --cut 0 -", "a part such as 60%", "The percentage of bytes"),
+        ("volume --since 3h", "1h, 24h", "The period to count"),
+    ] {
+        let line = line.replace(" -1", "=-1");
+        run(&line, Path::new("/")).assert_refused(allowed).assert_refused(meaning);
+    }
+    for (line, names) in [
+        ("migrate nginx", "there is: haproxy\n"),
+        ("queue look", "there is: inspect, export, verify\n"),
+        ("evidence sign", "there is: keygen, show, prove, copy, verify\n"),
+        ("fly", "tap\n"),
+    ] {
+        run(line, Path::new("/")).assert_refused(names);
+    }
+}
+
+/// Runs each command that asks a relay, with these words at its end, which name the relay. Each
+/// must fail, and say this.
+fn every_asker_says(directory: &Path, words: &str, texts: &[&str]) {
+    for command in
+        ["top --once", "volume", "drain --seconds 0", "healthcheck", "doctor --interval 0s"]
+    {
+        // These two need no token, and the probe address answers them.
+        let is_open = ["drain --seconds 0", "healthcheck"].contains(&command);
+        if is_open && texts.iter().any(|text| text.contains("token_file") || text.contains("probe"))
+        {
+            continue;
+        }
+        let said = run(&format!("{command} {words}"), directory);
+        assert!(said.code == Some(1) || command.starts_with("doctor"), "{command}: {said:?}");
+        said.assert(if command.starts_with("doctor") { 2 } else { 1 }, texts);
+        assert!(!said.stdout.contains("?.") && !said.stdout.contains(".."), "{said:?}");
+    }
+}
+
+#[test]
+fn whoever_asks_a_relay_in_vain_learns_who_was_asked_and_what_to_name_instead() {
+    let directory = place();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("token"), "s3cr3t\n").unwrap();
+    let certificates = Certificates::new();
+    let tls = format!(
+        "tls = {{ certificate = {:?}, private_key = {:?} }}",
+        certificates.server.certificate, certificates.server.key
+    );
+    let sink = TcpSink::start();
+    let with = |listener: &str, admin: &str| {
+        Relay::start(&with_admin(&config(&sink, listener, ""), admin))
+    };
+    let token = format!("bearer_token_file = {:?}", at("token"));
+    let locked = with(&token, &format!("{token}, probe_address = \"127.0.0.1:0\""));
+    let mut encrypted = with("", &format!("{tls}, probe_address = \"127.0.0.1:0\""));
+    let probes = locked.wait_for_log("probes listening", PATIENCE);
+    let probes: SocketAddr = probes["address"].as_str().unwrap().parse().unwrap();
+    let nobody = free_port();
+    std::fs::write(at("relay.toml"), format!("[admin]\naddress = \"127.0.0.1:{nobody}\"\n"))
+        .unwrap();
+    let url = |scheme: &str, address: SocketAddr| format!("--relay {scheme}://{address}");
+    for (words, texts) in [
+        (
+            "--config relay.toml".to_owned(),
+            &["Connection refused", "admin.address", "--relay URL"][..],
+        ),
+        (
+            format!("--relay http://127.0.0.1:{nobody}"),
+            &["Connection refused", "the relay runs, and that this is its admin"],
+        ),
+        (
+            url("http", locked.admin()),
+            &["header Authorization", "admin.bearer_token_file", "--token-file"],
+        ),
+        (url("http", locked.address()), &["This is a listener", "admin.address"]),
+        (url("http", probes), &["admin.probe_address", "name admin.address"]),
+        (url("http", encrypted.address()), &["405 Method", "This is a listener", "admin.address"]),
+        (url("http", encrypted.admin()), &["Use https://"]),
+        (url("https", encrypted.admin()), &["UnknownIssuer", "with --ca"]),
+        (url("https", encrypted.address()), &["does not speak TLS", "Use http://"]),
+    ] {
+        every_asker_says(directory.path(), &words, texts);
+    }
+    encrypted.stop();
+    locked.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_address_that_cannot_be_bound_names_its_key_and_what_to_do() {
+    let directory = place();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (key, address, todo) in [
+        ("listener[0].address", &*taken, "a free port, or stop the program"),
+        ("admin.address", &taken, "`ss -ltnp`"),
+        ("admin.probe_address", &taken, "a free port"),
+        ("listener[0].address", "192.0.2.1:3000", "`ip addr`"),
+        ("admin.address", "192.0.2.1:3000", "`ip addr`"),
+    ] {
+        let of = |name: &str| if name == key { address } else { "127.0.0.1:0" };
+        let config = format!(
+            "[[listener]]\naddress = \"{}\"\n[admin]\naddress = \"{}\"\nprobe_address = \"{}\"\n\
+             [[output]]\nname = \"o\"\ntype = \"stdout\"\n",
+            of("listener[0].address"),
+            of("admin.address"),
+            of("admin.probe_address")
+        );
+        std::fs::write(directory.path().join("bind.toml"), config).unwrap();
+        let set = format!(": set {key} to ");
+        run("run bind.toml", directory.path()).assert(1, &[&format!("on {address}: "), &set, todo]);
     }
 }
 

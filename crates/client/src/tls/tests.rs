@@ -106,10 +106,11 @@ fn the_error_of_a_handshake_says_what_is_wrong_with_the_peers_certificate() {
             "tls.ca",
         ),
     ] {
-        let said = handshake_error(&io::Error::new(io::ErrorKind::InvalidData, error));
+        let said =
+            handshake_error(&io::Error::new(io::ErrorKind::InvalidData, error), Some("tls.ca"));
         assert!(said.starts_with(start) && said.contains(end), "{said}");
     }
-    assert_eq!(handshake_error(&io::Error::other("reset")), "reset");
+    assert_eq!(handshake_error(&io::Error::other("reset"), None), "reset");
 }
 
 /// Runs with `cargo test --package client --features fips`, which needs CMake and Go.

@@ -14,7 +14,10 @@ use telemetry::status::verdict::difference;
 pub(super) fn causes(relay: &Sampled<Relay>, findings: &Findings, causes: &mut Vec<Cause>) {
     let place = format!("relay {}", relay.source);
     if let Some(fault) = &relay.fault {
-        let advice = "Check that the relay runs, and that --relay is the URL of its admin address";
+        let advice = fault.advice.unwrap_or(
+            "Check that the relay runs, and that this is its admin.address: --relay URL or \
+             --config FILE names another",
+        );
         causes.push(Cause::unknown(&place, format!("unknown, {}", fault.what), advice));
     }
     let Some(counts) = &relay.counts else { return };

@@ -108,7 +108,7 @@ async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
             if let Some(not_after) = tls::expired(&error) {
                 expired(not_after);
             }
-            Err(failed(at, &tls::handshake_error(&error)))
+            Err(failed(at, &tls::handshake_error(&error, Some("tls.ca"))))
         }
         Err(_) => Err(failed(at, "no response within the connect timeout")),
     }

@@ -157,12 +157,14 @@ impl Access {
             Audience::Scrapers => (
                 self.scrapers.opens_to(given) || is_reader(),
                 &self.scrapers,
-                "a bearer token is required, that of admin.metrics_token_file",
+                "a bearer token is required in the header Authorization, that of \
+                 admin.metrics_token_file",
             ),
             Audience::Readers => (
                 is_reader(),
                 &self.readers,
-                "a bearer token is required, that of admin.bearer_token_file",
+                "a bearer token is required in the header Authorization, that of \
+                 admin.bearer_token_file",
             ),
         };
         match (is_open, lock) {

@@ -216,7 +216,10 @@ impl Door {
                 return Err(Refusal(StatusCode::NOT_FOUND, what));
             }
             Some(None) if given.is_some() => "the bearer token is wrong",
-            Some(None) => "a bearer token is required, that of admin.tap_token_file",
+            Some(None) => {
+                "a bearer token is required in the header Authorization, that of \
+                           admin.tap_token_file"
+            }
         };
         Err(caller.refuse(what))
     }

@@ -21,7 +21,12 @@ pub(super) fn authorize(request: &mut Request<Upload>) -> Result<(), Refusal> {
     if token.matches(given) {
         return Ok(());
     }
-    let message =
-        if given.is_some() { "the bearer token is wrong" } else { "a bearer token is required" };
+    let message = match given.is_some() {
+        true => "the bearer token is wrong",
+        false => {
+            "a bearer token is required in the header Authorization, that of \
+             listener.bearer_token_file"
+        }
+    };
     Err(Refusal::new(StatusCode::UNAUTHORIZED, Rejection::Unauthorized, message))
 }

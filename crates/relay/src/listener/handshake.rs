@@ -72,11 +72,11 @@ impl Failure {
             Some(Error::InvalidCertificate(_)) => {
                 return Self {
                     reason: TlsFailure::BadCertificate,
-                    words: handshake_error(error).into(),
+                    words: handshake_error(error, Some("tls.client_ca")).into(),
                 };
             }
             Some(_) | None => {
-                return Self { reason: TlsFailure::Other, words: handshake_error(error).into() };
+                return Self { reason: TlsFailure::Other, words: handshake_error(error, Some("tls.client_ca")).into() };
             }
         };
         Self { reason, words: words.into() }
@@ -103,7 +103,7 @@ impl Failure {
                 TlsFailure::ProtocolVersion,
                 "the sender does not accept the versions of TLS that this listener offers".into(),
             ),
-            _ => (TlsFailure::Other, handshake_error(error).into()),
+            _ => (TlsFailure::Other, handshake_error(error, Some("tls.client_ca")).into()),
         };
         Self { reason, words }
     }
