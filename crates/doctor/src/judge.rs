@@ -15,11 +15,11 @@ mod own;
 mod relay;
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::address::Address;
-use super::compare::{Comparison, is_of_batch, rejected, rejected_in_interval};
+use super::compare::{Comparison, STARTS_APART_MAX, is_of_batch, rejected, rejected_in_interval};
 use super::counts::{ApiserverCounts, ByLabel, Relay, Wrong, listed, most, sums, total};
 use super::remedy::of_reason;
 use super::sample::Sampled;
@@ -36,6 +36,13 @@ const NOTHING_ARRIVES: f64 = 60.0;
 
 /// The maximum age in seconds at which the restart of a kube-apiserver explains a surplus.
 const RESTART_AGE: f64 = 600.0;
+
+/// The seconds for which the restart of a kube-apiserver is reported, because it has forgotten its
+/// losses. A relay reports what its earlier processes have lost for the same time.
+const DAY: f64 = 24.0 * 3600.0;
+
+/// The maximum error in seconds of a difference between the clocks of two machines.
+const CLOCK_ERROR_MAX: f64 = 5.0;
 
 /// The maximum number of characters of a kube-apiserver's name. A Lease's name is shorter.
 const NAME_MAX: usize = 64;
@@ -182,6 +189,7 @@ pub fn judge(findings: &Findings) -> Verdict {
         causes.push(Cause::unknown("kube-apiserver", "there is none", advice));
     }
     causes.extend(not_asked(findings));
+    causes.extend(forgotten(findings));
     let of_relays = causes.len();
     for relay in &findings.relays {
         relay::causes(relay, findings, &mut causes);
@@ -206,7 +214,7 @@ fn not_asked(findings: &Findings) -> Option<Cause> {
     let relays = findings.relays.iter().filter_map(|it| it.counts.as_ref());
     let heard = relays.flat_map(|it| &it.status.apiservers);
     let heard: BTreeSet<_> = heard.map(|it| escape::masked(&it.name, NAME_MAX)).collect();
-    let asked = findings.apiservers.iter().filter(|it| it.counts.is_some()).count();
+    let asked = asked(findings);
     (findings.has_apiserver && heard.len() > asked).then(|| {
         let names: Vec<_> = heard.iter().map(String::as_str).collect();
         let what = format!(
@@ -219,6 +227,11 @@ fn not_asked(findings: &Findings) -> Option<Cause> {
                       forget one that has left the cluster after an hour";
         Cause::unknown("kube-apiserver", what, advice)
     })
+}
+
+/// Returns the number of kube-apiservers that could be asked.
+fn asked(findings: &Findings) -> usize {
+    findings.apiservers.iter().filter(|it| it.counts.is_some()).count()
 }
 
 /// Puts the most severe causes into one sentence.
@@ -499,24 +512,84 @@ fn is_asked(findings: &Findings) -> bool {
     findings.has_apiserver && findings.apiservers.iter().all(is_known)
 }
 
-/// Returns the advice for a surplus that a restart of a kube-apiserver explains: the relays have
+/// A kube-apiserver that has started after the first relay.
+struct Late<'f> {
+    source: &'f str,
+    /// The start, in seconds since 1970 by its own clock.
+    at: f64,
+    age: f64,
+    /// The seconds between the start of the first relay and its own.
+    after: f64,
+    /// `Some(true)`: the relays had heard every kube-apiserver before, so an earlier process of this
+    /// one has ended. `Some(false)`: they had not, and this one may be new. `None`: the relays have
+    /// heard none, as the audit policy may leave out the updates of the Leases.
+    is_restart: Option<bool>,
+}
+
+fn late(findings: &Findings) -> Vec<Late<'_>> {
+    let relays = || findings.relays.iter().filter_map(|it| it.counts.as_ref());
+    let start = |it: &Relay| it.clock.here(it.status.process.start_time_seconds);
+    let Some(first) = relays().map(start).reduce(f64::min) else { return Vec::new() };
+    let mut heard = BTreeMap::<&str, f64>::new();
+    for relay in relays() {
+        for it in &relay.status.apiservers {
+            let ago = it.first_heard_seconds_ago.unwrap_or_default();
+            let at = relay.clock.here(relay.status.process.time_seconds - ago);
+            heard.entry(&it.name).and_modify(|first| *first = first.min(at)).or_insert(at);
+        }
+    }
+    let is_whole = heard.len() >= asked(findings);
+    let late = findings.apiservers.iter().filter_map(|it| {
+        let counts = it.counts.as_ref()?;
+        let (at, source) = (counts.started?, &*it.source);
+        let (age, here) = (counts.clock.age(at)?, counts.clock.here(at));
+        let is_old = is_whole && heard.values().all(|heard| here - heard > CLOCK_ERROR_MAX);
+        let is_restart = (!heard.is_empty()).then_some(is_old);
+        Some(Late { source, at, age, after: here - first, is_restart })
+    });
+    late.filter(|it| it.after > 0.0).collect()
+}
+
+/// Reports the kube-apiservers that were restarted in the last day: nobody counts any more what
+/// their earlier processes have lost.
+fn forgotten(findings: &Findings) -> impl Iterator<Item = Cause> {
+    let late = late(findings).into_iter();
+    let of_day = late.filter(|it| it.after > STARTS_APART_MAX && it.age < DAY);
+    of_day.map(|Late { source, at, is_restart, .. }| {
+        let (kind, what) = match is_restart {
+            Some(true) => (Kind::Unknown, "was restarted at"),
+            Some(false) => (Kind::SoFar, "may have been restarted at"),
+            None => (Kind::Warning, "may have been restarted at"),
+        };
+        let what = format!(
+            "{source} {what} {}, after the relays: what an earlier process of it has lost is not \
+             compared, because no counter shows it any more",
+            time(at)
+        );
+        let advice = "To check for past losses, look at apiserver_audit_error_total in Prometheus, \
+                      or compare the consumer's events with the audit log of kube-apiserver";
+        Cause::new(kind, format!("kube-apiserver {source}"), what, advice)
+    })
+}
+
+/// Returns the advice for a surplus that a restart of a kube-apiserver may explain: the relays have
 /// received events that its earlier process generated. `None` if no kube-apiserver has started
 /// after a relay and within [`RESTART_AGE`].
 fn restarted_lately(findings: &Findings) -> Option<String> {
-    let relays = findings.relays.iter().filter_map(|it| it.counts.as_ref());
-    let start = |it: &Relay| it.clock.here(it.status.process.start_time_seconds);
-    let first = relays.map(start).reduce(f64::min)?;
-    let (source, at) = findings.apiservers.iter().find_map(|it| {
-        let counts = it.counts.as_ref()?;
-        let at = counts.started?;
-        let is_young = counts.clock.age(at).is_some_and(|age| age < RESTART_AGE);
-        (is_young && counts.clock.here(at) > first).then_some((&it.source, at))
-    })?;
-    Some(format!(
-        "kube-apiserver {source} was restarted at {}, after the relays, which counted what it had \
-         sent before: run the command again in ten minutes",
-        time(at)
-    ))
+    let late = late(findings).into_iter().filter(|it| it.age < RESTART_AGE);
+    let Late { source, at, is_restart, .. } = late.max_by_key(|it| it.is_restart)?;
+    let at = time(at);
+    Some(match is_restart {
+        Some(true) => format!(
+            "kube-apiserver {source} was restarted at {at}, after the relays, which counted what \
+             it had sent before: run the command again in ten minutes"
+        ),
+        Some(false) | None => format!(
+            "A sender that no --apiserver names causes this: name every kube-apiserver. If all are \
+             named: {source} started at {at}, after the relays; whether it had sent events before \
+             is not compared"
+        ),
+    })
 }
 
 /// Returns `true` if attempts of a kube-apiserver to reach its webhook failed in the interval.

@@ -466,27 +466,32 @@ impl Apiservers {
     }
 
     /// Returns an entry for an instance that must exist, but has not answered at the URL `source`.
-    /// `None` if nothing proves that there is one. `read` is the number of known processes, `found`
-    /// the number of processes at this URL, and `fault` the fault of the requests to this URL.
+    /// `None` if nothing proves that there is one. `known` has the names of the known processes,
+    /// `found` the number of processes at this URL, and `fault` the fault of the requests to it.
     fn unseen(
         &self,
         source: &str,
-        read: usize,
+        known: &[String],
         found: usize,
         fault: Option<&str>,
     ) -> Option<Sampled<ApiserverCounts>> {
         let why = fault.map_or_else(String::new, |fault| format!(": {fault}"));
-        match self.expected {
-            Some(expected) if read < expected => {
-                let fault = format!("only {read} of {expected} instances have responded{why}");
-                Some(Sampled::failed(source.to_owned(), fault))
-            }
+        let read = known.len();
+        let fault = match self.expected {
+            Some(expected) if read < expected => format!(
+                "only {read} of {expected} instances have responded ({}), and {} not{why}",
+                known.join(", "),
+                expected - read
+            ),
             None if fault.is_some() => {
-                let fault = format!("read {found} of its instances, and a request failed{why}");
-                Some(Sampled::failed(format!("{source}, another instance"), fault))
+                format!("read {found} of its instances, and a request failed{why}")
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        // The name of a process that was read is not that of an unknown one.
+        let is_read = self.expected.is_none() || known.iter().any(|name| name == source);
+        let another = if is_read { ", another instance" } else { "" };
+        Some(Sampled::failed(format!("{source}{another}"), fault))
     }
 
     /// Takes the second sample, and calls `after` when the last process with two samples has
@@ -552,13 +557,15 @@ impl Apiservers {
                 }
             }
         }
-        let known = processes.len() + endpoints.len();
+        let named = processes.iter().map(|it| it.source.clone());
+        let known: Vec<_> = named.chain(endpoints.iter().map(|it| it.source.clone())).collect();
         for (source, found, fault) in partly {
-            let known = if self.server.is_some() { known } else { found };
-            unread.extend(self.unseen(source, known, found, fault.as_deref()));
+            let is_here = |name: &&String| self.server.is_some() || is_at(name, source);
+            let known: Vec<_> = known.iter().filter(is_here).cloned().collect();
+            unread.extend(self.unseen(source, &known, found, fault.as_deref()));
         }
         if let Some(server) = self.server.as_ref().filter(|_| unread.is_empty()) {
-            unread.extend(self.unseen(&server.to_string(), known, known, None));
+            unread.extend(self.unseen(&server.to_string(), &known, known.len(), None));
         }
         // An endpoint that can't be reached directly was not named by the operator. If the URLs
         // show as many processes as there are endpoints, nothing is missing.
@@ -598,6 +605,11 @@ impl Apiservers {
         let joined = now.iter().filter(|it| !before.contains(it)).map(entry(Change::Joined));
         left.chain(joined).collect()
     }
+}
+
+/// Returns `true` if this is the name of a process at this URL, as [`matched`] makes it.
+fn is_at(name: &str, url: &str) -> bool {
+    name.strip_prefix(url).is_some_and(|rest| rest.is_empty() || rest.starts_with(" instance "))
 }
 
 /// Replaces `kept` by `sampled`, another description of the same process, if `sampled` is newer. If

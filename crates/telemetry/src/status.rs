@@ -257,6 +257,8 @@ pub struct Apiserver {
     pub name: String,
     /// The `apiserver` label of `apiserver_last_heard_timestamp_seconds`.
     pub id: String,
+    /// The age of its first Lease update that this process of the relay has accepted, in seconds.
+    pub first_heard_seconds_ago: Option<f64>,
     /// The age of its last accepted Lease update, in seconds. kube-apiserver updates its Lease
     /// every 10 s.
     pub last_heard_seconds_ago: f64,

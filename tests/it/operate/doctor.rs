@@ -335,6 +335,15 @@ fn instances_behind_one_address_are_told_apart_by_their_start() {
     assert_eq!(balancer.asked().len() - before, 6, "{:?}", balancer.asked());
     let said = doctor(&[&arguments[..], &["--instances", "4"]].concat());
     said.assert(&format!("UNKNOWN – kube-apiserver {address}: unknown, only 3 of 4 instances"));
+
+    // One that was read is not called unknown, although others are missing.
+    let alone = url(whole.apiserver.address());
+    let said = doctor(&["--relay", &relay, "--apiserver", &alone, "--instances", "3"]);
+    said.assert(&format!(
+        "UNKNOWN – kube-apiserver {alone}, another instance: unknown, only 1 of 3 instances have \
+         responded ({alone}), and 2 not"
+    ));
+    assert!(!said.text.contains(&format!("kube-apiserver {alone}: unknown")), "{}", said.text);
     whole.relay.finish(Backlog::Empty);
 }
 

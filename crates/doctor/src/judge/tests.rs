@@ -958,18 +958,31 @@ fn a_batch_whose_requests_fail_is_held_no_longer_than_kube_apiserver_tries() {
 
 #[test]
 fn a_restart_of_a_kube_apiserver_is_named_instead_of_a_sender_that_was_not_asked() {
-    // Within a minute of the relay's start, the totals are compared.
-    for (started, advice) in [
-        (NOW - 960.0, "name every kube-apiserver"),
-        (NOW - 590.0, "kube-apiserver a was restarted at "),
+    // Within a minute of the relay's start, the totals are compared. A restart is proven if the
+    // relays had heard every kube-apiserver before: it began `heard` seconds after the first event.
+    let named = "name every kube-apiserver";
+    let compared = "started at 2027-01-15T07:50:10Z, after the relays; whether it had sent events";
+    for (age, heard, advice) in [
+        (960.0, &[20.0][..], named),
+        (590.0, &[20.0], "kube-apiserver a was restarted at "),
+        (590.0, &[20.0, 25.0], "kube-apiserver a was restarted at "),
+        (590.0, &[], compared),
+        (590.0, &[-8.0], compared),
+        (590.0, &[20.0, -8.0], compared),
+        (590.0, &[2.0], compared),
     ] {
+        let started = NOW - age;
         let apiserver = format!("process_start_time_seconds {started}");
         let relay = format!("/start_time_seconds {}", started - 30.0);
         let relay = [relay.as_str(), "/accepted_events 150", &delivered(150)];
-        let found = findings(&[&[&apiserver], &[&apiserver]], &[&relay, &relay]);
+        let mut found = findings(&[&[&apiserver], &[&apiserver]], &[&relay, &relay]);
+        hear(&mut found, heard.iter().map(|before| age + before));
         let verdict = judge(&found);
         assert!(verdict.sentence.contains("50 events unexplained: received, and"), "{verdict:?}");
-        assert!(verdict.advice.contains(advice), "{}", verdict.advice);
+        let advice_of =
+            verdict.causes.iter().find(|it| it.what.contains("50 events")).unwrap().advice.clone();
+        assert!(advice_of.contains(advice), "{heard:?}: {advice_of}");
+        assert!(advice != compared || advice_of.contains(named), "{advice_of}");
     }
     // A restart between the samples is a cause of its own.
     let mut found = findings(&[NONE], &[NONE, NONE]);
@@ -978,6 +991,50 @@ fn a_restart_of_a_kube_apiserver_is_named_instead_of_a_sender_that_was_not_asked
     let said =
         "kube-apiserver a: unknown, it was restarted between the two samples. Run the command";
     assert!(verdict.sentence.starts_with(said), "{}", verdict.sentence);
+}
+
+/// Lets the relay report kube-apiservers that it first heard this many seconds ago.
+fn hear(found: &mut Findings, ages: impl Iterator<Item = f64> + Clone) {
+    say(found, |status| {
+        status.process.time_seconds = NOW;
+        let one = |(name, ago): (u32, f64)| telemetry::status::Apiserver {
+            name: format!("apiserver-{name}"),
+            first_heard_seconds_ago: Some(ago),
+            ..Default::default()
+        };
+        status.apiservers = (0..).zip(ages.clone()).map(one).collect();
+    });
+}
+
+#[test]
+fn what_a_kube_apiserver_has_lost_before_its_restart_is_not_summed_up_as_ok() {
+    let hour = 3600.0;
+    for (age, heard, kind, words) in [
+        // The relay is two days old, and has heard this one for as long.
+        (hour, Some(2.0 * 24.0 * hour), Kind::Unknown, "has lost is not compared"),
+        (23.0 * hour, Some(2.0 * 24.0 * hour), Kind::Unknown, "a: a was restarted at "),
+        // It is forgotten after a day.
+        (25.0 * hour, Some(2.0 * 24.0 * hour), Kind::Ok, ""),
+        // Perhaps a new one, which was heard only after its start. Without Leases, nothing is known.
+        (hour, Some(hour - 20.0), Kind::Ok, "a may have been restarted at "),
+        (hour, None, Kind::Ok, ""),
+    ] {
+        let apiserver = format!("process_start_time_seconds {}", NOW - age);
+        let relay = format!("/start_time_seconds {}", NOW - 2.0 * 24.0 * hour);
+        let relay = [relay.as_str(), "/accepted_events 150", &delivered(150)];
+        let mut found = findings(&[&[&apiserver], &[&apiserver]], &[&relay, &relay]);
+        hear(&mut found, heard.into_iter());
+        let verdict = judge(&found);
+        assert_eq!(verdict.kind, kind, "{age} {heard:?}: {verdict:?}");
+        assert!(verdict.sentence.contains(words), "{age} {heard:?}: {verdict:?}");
+        assert_eq!(verdict.sentence.is_empty(), words.is_empty(), "{verdict:?}");
+        let is_told = verdict.causes.iter().any(|it| it.what.contains("has lost is not compared"));
+        assert_eq!(is_told, age < 24.0 * hour, "{verdict:?}");
+    }
+    // A common start leaves nothing behind.
+    let mut found = findings(&[NONE, NONE], &[NONE, NONE]);
+    hear(&mut found, [10.0].into_iter());
+    assert!(judge(&found).causes.iter().all(|it| !it.what.contains("earlier process")));
 }
 
 #[test]

@@ -169,6 +169,7 @@ impl Admin {
         let apiserver = |it: Apiserver| status::Apiserver {
             name: it.name,
             id: it.id,
+            first_heard_seconds_ago: Some(it.known.as_secs_f64()),
             last_heard_seconds_ago: it.silent.as_secs_f64(),
         };
         self.telemetry.volume().apiservers().into_iter().map(apiserver).collect()

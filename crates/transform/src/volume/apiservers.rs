@@ -39,13 +39,16 @@ pub struct Apiserver {
     pub name: String,
     /// The first 8 hexadecimal digits of the SHA-256 of `name`.
     pub id: String,
+    /// The time since its first event.
+    pub known: Duration,
     /// The time since its last event.
     pub silent: Duration,
 }
 
 #[derive(Default)]
 pub(super) struct Apiservers {
-    heard: Mutex<Vec<(Box<str>, Instant)>>,
+    /// The names, with the times of the first and the last event.
+    heard: Mutex<Vec<(Box<str>, Instant, Instant)>>,
     /// `true` once the log has said that there was no place for a name.
     was_full: AtomicBool,
 }
@@ -58,11 +61,11 @@ impl Apiservers {
         }
         let (mut beyond, now) = (None, Instant::now());
         let mut heard = lock(&self.heard);
-        heard.retain(|(_, at)| now.duration_since(*at) < FORGOTTEN_AFTER);
+        heard.retain(|(.., last)| now.duration_since(*last) < FORGOTTEN_AFTER);
         for name in names {
-            match heard.iter().position(|(known, _)| *known == name) {
-                Some(place) => heard[place].1 = now,
-                None if heard.len() < NAMES_MAX => heard.push((name, now)),
+            match heard.iter().position(|(known, ..)| *known == name) {
+                Some(place) => heard[place].2 = now,
+                None if heard.len() < NAMES_MAX => heard.push((name, now, now)),
                 None => beyond = Some(name),
             }
         }
@@ -78,10 +81,11 @@ impl Apiservers {
 
     pub(super) fn list(&self) -> Vec<Apiserver> {
         let now = Instant::now();
-        let apiserver = |(name, at): &(Box<str>, Instant)| Apiserver {
+        let apiserver = |(name, first, last): &(Box<str>, Instant, Instant)| Apiserver {
             name: name.to_string(),
             id: id(name),
-            silent: now.saturating_duration_since(*at),
+            known: now.saturating_duration_since(*first),
+            silent: now.saturating_duration_since(*last),
         };
         let mut all: Vec<_> = lock(&self.heard).iter().map(apiserver).collect();
         all.retain(|it| it.silent < FORGOTTEN_AFTER);
@@ -209,6 +213,7 @@ mod tests {
         tokio::time::advance(59 * minute).await;
         apiservers.hear(vec![name(3), name(17)]);
         assert_eq!(apiservers.list()[3].silent, Duration::ZERO);
+        assert_eq!(apiservers.list()[3].known, 59 * minute);
         assert_eq!((names().len(), apiservers.list()[0].silent), (16, 59 * minute));
         tokio::time::advance(minute).await;
         assert_eq!(names(), ["apiserver-00000003"]);

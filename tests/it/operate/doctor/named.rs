@@ -206,6 +206,36 @@ fn a_kube_apiserver_that_is_restarted_between_the_samples_is_named_as_such() {
     }
 }
 
+/// The kube-apiserver began an hour ago. The relay is older, and has first heard one that long ago.
+#[test]
+fn a_verdict_says_what_a_restarted_kube_apiserver_has_forgotten() {
+    let hour = 3600.0;
+    let started = now() - hour;
+    for (heard, verdict) in [
+        (Some(2.0 * hour), "UNKNOWN – kube-apiserver {}: {} was restarted at "),
+        (Some(hour - 8.0), "OK so far – {} may have been restarted at "),
+        (None, "OK"),
+    ] {
+        let relay = growing(move |seconds| {
+            let mut status: Value =
+                serde_json::from_str(&relay_page(grown(10.0, seconds))).unwrap();
+            let one = |ago: f64| json!({ "name": "apiserver-a", "first_heard_seconds_ago": ago });
+            status["apiservers"] = heard.into_iter().map(one).collect();
+            status.to_string()
+        });
+        let apiserver = growing(move |seconds| {
+            let generated = grown(10.0, seconds);
+            format!(
+                "apiserver_audit_event_total {generated}\nprocess_start_time_seconds {started}\n"
+            )
+        });
+        let (admin, address) = (url(relay.address()), url(apiserver.address()));
+        let said = doctor(&["--relay", &admin, "--apiserver", &address]);
+        said.assert(&verdict.replace("{}", &address));
+        said.assert_has("what an earlier process of it has lost is not compared");
+    }
+}
+
 #[test]
 fn a_wrong_token_of_the_webhook_is_named_and_not_its_certificate() {
     let certificates = Certificates::new();
