@@ -1,5 +1,5 @@
-//! The command `migrate haproxy`: prints the config to standard output, and the report about what
-//! was not carried over to standard error as well.
+//! The command `migrate haproxy`. The new config goes to standard output. The report about the
+//! lines that were not carried over is in its comments, and goes to standard error too.
 
 use std::path::{Path, PathBuf};
 

@@ -275,8 +275,8 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
         return text;
     };
     let (name, word) = (shown(file), word(*unit));
-    let (is_first, is_bad_line) = (*first == 1, stopped.is_bad_line());
-    if is_bad_line && is_first {
+    let is_bad_line = stopped.is_bad_line();
+    if is_bad_line && *first == 1 {
         text.push_str(&format!(
             "nothing of {name} is sent. It is probably no audit log: that has an event of \
              kube-apiserver, as JSON, on each line. Name another file or, if only the begin of \
@@ -292,10 +292,9 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
             let resume = shown(resume);
             format!("to continue from there: run the same command, with --resume {resume}{skip}")
         }
-        (None, Unit::Line) if is_first => {
+        (None, Unit::Line) if *first == 1 => {
             format!(
-                "to continue from there: run the same command with {name} and the files after \
-                 it"
+                "to continue from there: run the same command with {name} and the files after it"
             )
         }
         (None, Unit::Line) => format!(
@@ -343,12 +342,8 @@ fn result_of(replayed: &Replayed) -> String {
         }
     };
     if *missing > 0 {
-        let missing = counted(
-            *missing,
-            "damaged or missing event was not sent",
-            "damaged or missing events were not sent",
-        );
-        text.push_str(&format!("; {missing}"));
+        let (one, many) = ("damaged or missing event was", "damaged or missing events were");
+        text.push_str(&format!("; {} not sent", counted(*missing, one, many)));
     }
     if *dropped > 0 {
         let dropped = counted(*dropped, "event", "events");

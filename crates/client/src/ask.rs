@@ -568,32 +568,28 @@ pub fn shown(body: &[u8]) -> String {
 /// without a full stop. `None` if nothing is known but that there is no relay to ask. `reason` is
 /// the text of the fault.
 pub fn remedy_at_admin(fault: AskFault, reason: &str) -> Option<&'static str> {
-    // A listener names the key of its token, and what it accepts instead.
-    let of_listener = ["audit events are accepted", "listener.bearer_token_file"];
-    let has = |part: &&str| reason.contains(part);
-    match fault {
-        AskFault::Status(_) if of_listener.iter().any(has) => Some(
-            "This is a listener, which only takes events: name the relay's admin.address, whose \
-             port is 9090 by default",
-        ),
-        AskFault::Status(401) => Some("Name the file with the token with --token-file"),
-        AskFault::Status(404) if reason.contains("probe address") => {
-            Some("This is admin.probe_address, which has no such page: name admin.address")
+    let has = |part| reason.contains(part);
+    Some(match fault {
+        // A listener names the key of its token, or what it accepts.
+        AskFault::Status(_) if has("audit events are accepted") || has("listener.bearer_token") => {
+            "This is a listener, which only takes events: name the relay's admin.address (by \
+             default, port 9090)"
         }
-        AskFault::Status(404 | 405) if !["no such page:", "taps are off"].iter().any(has) => Some(
-            "This is not the admin address of a relay: name its admin.address, whose port is 9090 \
-             by default",
-        ),
-        AskFault::Issuer => Some("Name a file with the CA, or with the certificate, with --ca"),
-        AskFault::NoTls => Some("Use http:// if the config has no admin.tls"),
-        AskFault::Other if reason.contains("CertificateRequired") => {
-            Some("The relay asks for a client certificate: name it with --certificate")
+        AskFault::Status(401) => "Name the file with the token with --token-file",
+        AskFault::Status(404) if has("probe address") => {
+            "This is admin.probe_address, which has no such page: name admin.address"
         }
-        AskFault::Other if reason.contains("no HTTP response") => {
-            Some("Use https:// if the config has admin.tls")
+        AskFault::Status(404 | 405) if !has("no such page:") && !has("taps are off") => {
+            "This is no relay's admin address: name its admin.address (by default, port 9090)"
         }
-        _ => None,
-    }
+        AskFault::Issuer => "Name a file with the CA, or with the certificate, with --ca",
+        AskFault::NoTls => "Use http:// if the config has no admin.tls",
+        AskFault::Other if has("CertificateRequired") => {
+            "The relay asks for a client certificate: name it with --certificate"
+        }
+        AskFault::Other if has("no HTTP response") => "Use https:// if the config has admin.tls",
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

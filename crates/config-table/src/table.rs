@@ -646,7 +646,8 @@ impl<'c, 'a> Table<'c, 'a> {
         Self::new(self.cx, path, section, table)
     }
 
-    /// Takes the section `[name]` and reads it by `read`; an absent one is read as an empty one.
+    /// Takes the section `[name]`, and calls `read` with it. If it is absent, `read` gets an empty
+    /// one.
     pub fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> T) -> T {
         let mut table = self.begin(name);
         let value = read(&mut table);
@@ -666,8 +667,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.child(name, None, table)
     }
 
-    /// Takes a section whose presence has a meaning, such as `[output.tls]`, and reads it by
-    /// `read`. If `read` itself returns an `Option`, see [`whole`].
+    /// Takes a section whose presence has a meaning, such as `[output.tls]`, and calls `read` with
+    /// it. If `read` itself returns an `Option`, see [`whole`].
     pub fn optional_section<T>(
         &mut self,
         key: Key,

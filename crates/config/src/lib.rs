@@ -249,13 +249,15 @@ pub struct Config {
     /// `process.state_directory`: the directory in which a process tells the next one how it ended.
     /// `None` for the queue's directory, if there is one.
     pub state_directory: Option<PathBuf>,
-    /// `shutdown.drain_timeout`: the time after SIGTERM in which the relay finishes its requests
-    /// and sends the events in the queue.
+    /// `shutdown.drain_timeout`: the maximum time that the relay takes to end after SIGTERM. In it,
+    /// the relay finishes its requests, and empties a queue in memory. From a queue with a
+    /// directory, it takes nothing more: the next process sends the rest.
     pub drain_timeout: Duration,
 }
 
 impl Config {
-    /// Returns the directory, if there is one, in which a process tells the next one how it ended.
+    /// Returns `process.state_directory`, or else the queue's directory. `None`: there is neither,
+    /// and no process learns how the one before it ended.
     pub fn directory_of_state(&self) -> Option<&Path> {
         self.state_directory.as_deref().or(self.queue.directory.as_deref())
     }

@@ -520,9 +520,9 @@ struct Late<'f> {
     age: f64,
     /// The seconds between the start of the first relay and its own.
     after: f64,
-    /// `Some(true)`: the relays had heard every kube-apiserver before, so an earlier process of this
-    /// one has ended. `Some(false)`: they had not, and this one may be new. `None`: the relays have
-    /// heard none, as the audit policy may leave out the updates of the Leases.
+    /// `Some(true)`: the relays had heard every kube-apiserver before, so an earlier process of
+    /// this one has ended. `Some(false)`: they had not, and this one may be new. `None`: they have
+    /// heard none, because the audit policy may leave out the updates of the Leases.
     is_restart: Option<bool>,
 }
 

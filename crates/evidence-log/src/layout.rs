@@ -84,7 +84,7 @@ pub fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8
         let what = format!("{path} has {bytes} bytes, and the relay writes at most {max}");
         return Err(io::Error::other(Tampered(what)));
     }
-    read_all(&*file, max).map(Some)
+    read_at_most(&*file, max).map(Some)
 }
 
 /// Fills the buffer with the bytes from `offset` on.
@@ -99,8 +99,8 @@ pub fn read_exact(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result
     }
 }
 
-/// Returns the first bytes of a file, at most `max`.
-pub fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
+/// Returns the content of a file, or the first `max` bytes of a longer one.
+pub fn read_at_most(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
     let mut content = vec![0; usize::try_from(file.bytes()?).unwrap_or(usize::MAX).min(max)];
     let read = file.read_at(&mut content, 0)?;
     content.truncate(read);

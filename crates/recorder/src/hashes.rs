@@ -9,7 +9,7 @@ use std::sync::Arc;
 use base::disk::{Access, Disk, File};
 use evidence_log::entry::now;
 use evidence_log::head::Sizes;
-use evidence_log::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all};
+use evidence_log::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_at_most};
 use evidence_log::lines;
 use evidence_log::lines::{FILE_BYTES_MAX, Record};
 
@@ -71,7 +71,7 @@ impl Hashes {
             let size = known.and_then(|known| known.get(&name)).copied();
             let is_newest = ends.is_none_or(|(_, newest)| name >= newest);
             let end = match known {
-                None => lines::whole_bytes(&read_all(&*file, FILE_BYTES_MAX)?),
+                None => lines::whole_bytes(&read_at_most(&*file, FILE_BYTES_MAX)?),
                 Some(_) => size.unwrap_or_default(),
             };
             // Only in the newest file can a crash have interrupted a write.

@@ -21,7 +21,7 @@ use evidence_log::entry::{Alarm, Entry, end_in_queue, now};
 use evidence_log::head::{HEAD_BYTES_MAX, HeadFile, Sizes};
 use evidence_log::layout::{
     DIRECTORY, Files, HEAD, JOURNAL, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path,
-    read, read_all,
+    read, read_at_most,
 };
 use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
 use evidence_log::tlog::key::SigningKey;
@@ -195,7 +195,7 @@ impl Store {
     fn older_version(&mut self, keys: &[SigningKey]) -> io::Result<Option<Older>> {
         let name = path(JOURNAL);
         let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(None) };
-        let begin = read_all(&*file, journal::EMPTY_BYTES + 1)?;
+        let begin = read_at_most(&*file, journal::EMPTY_BYTES + 1)?;
         if keys.iter().any(|key| journal::is_empty(key, &self.origin, &begin)) {
             return Ok(None);
         }

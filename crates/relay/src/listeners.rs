@@ -122,16 +122,11 @@ pub(crate) fn bind(
 
 /// Returns the message about the address of the config `key` that can't be bound, with what to do.
 pub(crate) fn cannot_listen(key: &str, address: SocketAddr, error: &io::Error) -> String {
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
     let todo = match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "a free port, or stop the program that has this one (`ss -ltnp` names it)"
-        }
-        io::ErrorKind::PermissionDenied => {
-            "a port from 1024 on, or give the relay the capability CAP_NET_BIND_SERVICE"
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            "an address of this machine (`ip addr` lists them), or to 0.0.0.0 or [::] for all of them"
-        }
+        AddrInUse => "a free port, or stop the program that has this one (`ss -ltnp` names it)",
+        PermissionDenied => "a port from 1024 on, or give the relay CAP_NET_BIND_SERVICE",
+        AddrNotAvailable => "an address that this machine has (`ip addr` lists them), or to [::]",
         _ => "another address",
     };
     format!("cannot listen on {address}: {error}: set {key} to {todo}")

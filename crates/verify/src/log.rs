@@ -144,8 +144,9 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Returns the log up to the file [`HEAD`], if this file is valid and the files of its entries
-    /// exist; otherwise the log up to its checkpoint.
+    /// Returns the log with the entries after its checkpoint that the file [`HEAD`] covers. Returns
+    /// `log`, which ends with its checkpoint, if there is no such file, if it is not valid, or if
+    /// files of these entries are missing.
     fn up_to_head(&mut self, log: Log<'a>) -> Log<'a> {
         let file = match self.directory.map_or(Ok(None), Directory::head) {
             Ok(Some(file)) => file,
@@ -191,8 +192,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Returns the log up to the file [`HEAD`], or `None` if the file ends at the checkpoint or
-    /// before. The error says what is wrong with the file.
+    /// Returns the log with all entries that the file [`HEAD`] covers. `None`: it covers no more
+    /// than the checkpoint does. The error says what is wrong with the file.
     fn head_of(&self, file: &[u8], log: &Log<'a>) -> Result<Option<Log<'a>>, String> {
         let head = HeadFile::parse(file).map_err(|error| format!("{HEAD}: {error}"))?;
         let Checkpoint { origin, .. } = &head.signed.checkpoint;

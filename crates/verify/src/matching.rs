@@ -28,10 +28,13 @@ const ITEM: usize = HASH_BYTES + 1 + 2 + 8;
 /// The maximum number of differences that are kept individually. Further ones are only counted.
 pub(super) const DIFFERENCES_MAX: usize = 1_000_000;
 
-/// The place of a line: a source and a number. The source of a sent line stands for an output of a
-/// log, and the number counts the lines of this output. The source of a stored line is 0, and the
-/// number grows from line to line. A line that may have been sent although no entry says so has the
-/// source 0, and its number is the position.
+/// The place of a line, as a source and a number. What they mean depends on the [`Line`]:
+///
+/// | line | source | number |
+/// |---|---|---|
+/// | sent, by an entry of a log | an output of that log, from 1 | the lines of this output, counted |
+/// | perhaps sent, by no entry | 0 | the position in the queue |
+/// | stored | 0 | the stored lines, counted |
 pub(crate) type Place = (u16, u64);
 
 /// A statement of the log or of the consumer about a line.

@@ -1015,7 +1015,7 @@ fn what_a_kube_apiserver_has_lost_before_its_restart_is_not_summed_up_as_ok() {
         (23.0 * hour, Some(2.0 * 24.0 * hour), Kind::Unknown, "a: a was restarted at "),
         // It is forgotten after a day.
         (25.0 * hour, Some(2.0 * 24.0 * hour), Kind::Ok, ""),
-        // Perhaps a new one, which was heard only after its start. Without Leases, nothing is known.
+        // Perhaps a new one, which was heard only after its start; or the policy omits Leases.
         (hour, Some(hour - 20.0), Kind::Ok, "a may have been restarted at "),
         (hour, None, Kind::Ok, ""),
     ] {

@@ -162,8 +162,9 @@ impl KafkaConnector {
 /// whose verdicts arrive within [`CLOSE_TIME`]. It ends with [`Event::Gone`] after this time, or as
 /// soon as every batch has its result.
 ///
-/// When a reload has replaced the files, the link is *outdated*: it takes no more batches, and ends
-/// when every batch has its result. A new producer then reads the new files.
+/// When a reload has replaced the files with certificates or passwords, the link is *outdated*: it
+/// takes no more batches, and ends when every batch has its result. A new producer then reads the
+/// new files.
 ///
 /// While librdkafka retries after an error, the link reports the error with [`Event::Troubled`]:
 /// first when no message was acknowledged for `timeouts.connect`, and then again after each further

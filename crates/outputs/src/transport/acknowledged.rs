@@ -332,8 +332,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.write(events, frames.bytes);
     }
 
-    /// Begins to write frames with this number of events. If no event of the batch can be sent, the
-    /// frames are not written.
+    /// Begins to write frames with this number of events. 0 means that no event of the batch can be
+    /// sent: then nothing is written.
     fn write(&mut self, events: u64, bytes: Bytes) {
         if events > 0 {
             self.session.progress = Instant::now();

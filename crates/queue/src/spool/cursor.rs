@@ -128,8 +128,8 @@ enum Resend {
     /// The lines of this claim must be read from a file.
     Wanted {
         claim: Claim,
-        /// `true` if the claim's lines are read without those of later claims, because a read of
-        /// several claims has found that lines are missing.
+        /// `true`: only the lines of this claim are read. Those of later claims are usually read
+        /// with them, but such a read has found that lines are missing.
         alone: bool,
     },
     Fetched {

@@ -128,8 +128,9 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Runs the TLS handshake; `None` if it fails. Notes when the sender's certificate expires. If
-    /// the handshake failed after at least one byte, counts and logs the reason.
+    /// Runs the TLS handshake; `None` if it fails. After a success, the metric of the sender's
+    /// certificate shows when it expires. After a failure, the reason is counted and logged, unless
+    /// the sender has sent nothing at all.
     pub(super) async fn make(self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
         match accept(&self.settings, stream, self.limit).await {
             Ok(stream) => {

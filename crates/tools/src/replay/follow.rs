@@ -441,9 +441,9 @@ impl Follower<'_> {
         if self.reader.items.is_closed() { Err(Ended::Unwanted) } else { Ok(()) }
     }
 
-    /// Looks once for the wanted file and opens it. The choice is repeated after the opening,
-    /// because files may be renamed at any time. `held` is the inode of the file with the place, if
-    /// the file is open, so that no other file can get this inode.
+    /// Looks once for the wanted file, and opens it. `None`: it was not found, or was renamed
+    /// between the look and the opening. `held` is the inode of the file that was read last, if
+    /// that file is still open: no other file can have this inode then.
     fn find(&mut self, held: Option<(u64, u64)>) -> Result<Option<Open>, Ended> {
         let found = self.files().map_err(|error| self.failed(&error))?;
         let choice = self.choose(&found, held);

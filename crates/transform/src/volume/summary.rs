@@ -54,8 +54,8 @@ impl Weight {
 /// The heaviest names of one dimension.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Summary {
-    /// Clients choose the names, but the map is small, so a fast hash that resists no attack is
-    /// enough.
+    /// The names with their weights. Clients choose the names, and could choose ones with the same
+    /// hash. The map is too small for that to matter, so the hash is a fast one.
     tallies: HashMap<Box<str>, Weight, RandomState>,
     /// The maximum number of names.
     room: usize,
