@@ -105,8 +105,9 @@ impl History {
             Entry::Lost { output, count, reason, .. } => {
                 if reason == "tampered" {
                     let text = format!(
-                        "{} changed in the queue before {output} could send them (entry {index})",
-                        counted(*count, "event was", "events were")
+                        "{} changed in the queue before {output} could send {} (entry {index})",
+                        counted(*count, "event was", "events were"),
+                        if *count == 1 { "it" } else { "them" }
                     );
                     faults.add_at(range.start, Some(at), text);
                 }

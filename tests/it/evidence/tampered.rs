@@ -122,7 +122,7 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
             "\nFAULT position 103 ",
             "\nFAULT position 399 ",
             "by the log, 2 events were lost at consumer: tampered",
-            "were changed in the queue before consumer could send them",
+            "1 event was changed in the queue before consumer could send it",
         ],
     );
 }
