@@ -557,6 +557,7 @@ pub fn shown(body: &[u8]) -> String {
         Ok(status) => status.message,
         Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
     };
+    let message = message.trim_end_matches('.');
     if message.is_empty() {
         return String::new();
     }

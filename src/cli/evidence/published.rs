@@ -5,6 +5,7 @@ use std::io;
 
 use tokio::runtime::Runtime;
 
+use client::ask;
 use client::ask::{AskFault, Target};
 use evidence_log::reader::Files;
 use evidence_log::tlog::merkle::Hash;
@@ -93,7 +94,11 @@ impl Published {
             Ok(_) => Ok(Some(body)),
             Err(error) if error.fault == AskFault::Status(404) => Ok(None),
             // Any other error counts as a lost connection, which says nothing about the log.
-            Err(error) => Err(io::Error::new(io::ErrorKind::NotConnected, error.to_string())),
+            Err(error) => {
+                let todo = ask::remedy_at_admin(error.fault, &error.reason);
+                let todo = todo.map_or(String::new(), |todo| format!(". {todo}"));
+                Err(io::Error::new(io::ErrorKind::NotConnected, format!("{error}{todo}")))
+            }
         }
     }
 }
