@@ -35,6 +35,7 @@ use tokio_util::task::TaskTracker;
 use crate::listener::handshake;
 use crate::source;
 use base::lock::lock;
+use base::words::counted;
 use delivery::Status;
 use delivery::tap::Taps;
 use queue::Queue;
@@ -99,6 +100,8 @@ pub struct Admin {
     tap: tap::Door,
     access: ArcSwap<Access>,
     refused: Refused,
+    /// The time of the last request for `/metrics` that was refused with 401.
+    unauthorized: Mutex<Option<Instant>>,
 }
 
 /// The parts of the config in force, in the config's order. All are empty until the start is over.
@@ -176,6 +179,7 @@ impl Admin {
             tap: tap::Door::new(taps),
             access: ArcSwap::default(),
             refused: Refused::default(),
+            unauthorized: Mutex::default(),
         }
     }
 
@@ -362,6 +366,13 @@ impl Admin {
             let why = format!("{} (not fatal)", error.as_deref().unwrap_or("not connected yet"));
             line(&format!("output {}", output.name), (!snapshot.up).then_some(why.as_str()));
         }
+        // Whoever sees no metrics at all, because of a wrong token, asks the probe address.
+        if let Some(at) = *lock(&self.unauthorized) {
+            let (count, ago) = (self.telemetry.unauthorized().get(), at.elapsed().as_secs());
+            let requests = counted(count, "request", "requests");
+            let why = format!("{requests} refused with 401, the last {ago} s ago (not fatal)");
+            line("metrics", Some(&why));
+        }
         let verdict = if reasons.is_empty() { "passed" } else { "failed" };
         body.push_str(&format!("readyz check {verdict}\n"));
         text(status, body)
@@ -470,7 +481,13 @@ impl Caller {
                 let names: Vec<_> = shown.outputs.iter().map(|it| it.name.clone()).collect();
                 return admin.tap.open(request, &names, self);
             }
-            "/metrics" => check(Scrapers).map(|()| admin.metrics())?,
+            "/metrics" => {
+                check(Scrapers).inspect_err(|_| {
+                    admin.telemetry.unauthorized().increment(1);
+                    *lock(&admin.unauthorized) = Some(Instant::now());
+                })?;
+                admin.metrics()
+            }
             "/status" => check(Readers).map(|()| json(admin.status()))?,
             "/status/history" => {
                 check(Readers)?;

@@ -270,10 +270,12 @@ catalog! {
             "Events that taps did not show: over a tap's limits, or unreadable.";
     }
 
-    /// The metrics of the log, of the memory limit and of the last kill.
+    /// The metrics of the log, of refused scrapes, of the memory limit and of the last kill.
     pub(super) struct ProgramMetrics [] {
         pub(super) log_dropped: Counter = "log_dropped_lines_total",
             "Log lines dropped because stderr is read too slowly or not at all.";
+        pub(super) unauthorized: Counter = "metrics_unauthorized_total",
+            "Requests for /metrics that were refused with 401.";
         pub memory_limit: Gauge = "memory_limit_bytes",
             "Memory limit of the process, set by its cgroup or container; 0: no limit.";
         pub last_killed: Gauge = "last_killed_timestamp_seconds",

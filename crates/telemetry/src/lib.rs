@@ -157,6 +157,11 @@ impl Telemetry {
         self.earlier.get().copied().unwrap_or_default().at(now())
     }
 
+    /// Returns the counter of the requests for `/metrics` that were refused with 401.
+    pub fn unauthorized(&self) -> &Counter {
+        &self.program.unauthorized
+    }
+
     /// Returns the state of refused requests.
     pub fn refusals(&self) -> &Refusals {
         &self.refusals

@@ -101,6 +101,12 @@ fn what_names_a_user_needs_the_token_and_probes_need_none() {
         assert_eq!(get(&relay, "/metrics", token), status, "{token:?}");
     }
     assert_eq!(get(&relay, "/status", Some(SCRAPER)), 401);
+    // Refused scrapes are told where no token is needed.
+    let metrics = ask(Client::connect(relay.admin()), "/metrics", Some(SCRAPER)).text();
+    assert!(metrics.contains("\nkube_audit_forwarder_metrics_unauthorized_total 2\n"), "{metrics}");
+    let verbose = ask(Client::connect(relay.admin()), "/readyz?verbose", None).text();
+    assert!(verbose.contains("\n[-]metrics 2 requests refused with 401, the last "), "{verbose}");
+    assert!(verbose.ends_with(" s ago (not fatal)\nreadyz check passed\n"), "{verbose}");
     // The page itself is the same for all relays, and contains nothing about this one.
     let page = ask(Client::connect(relay.admin()), "/", None);
     assert_eq!(page.status, 200);
