@@ -589,7 +589,12 @@ pub fn remedy_at_admin(fault: AskFault, reason: &str) -> Option<&'static str> {
             "The relay asks for a client certificate: name it with --certificate"
         }
         AskFault::Other if has("no HTTP response") => "Use https:// if the config has admin.tls",
-        _ => return None,
+        AskFault::Status(_)
+        | AskFault::NoAddress
+        | AskFault::NoConnection
+        | AskFault::Name
+        | AskFault::Time
+        | AskFault::Other => return None,
     })
 }
 

@@ -543,8 +543,10 @@ fn late(findings: &Findings) -> Vec<Late<'_>> {
         let counts = it.counts.as_ref()?;
         let (at, source) = (counts.started?, &*it.source);
         let (age, here) = (counts.clock.age(at)?, counts.clock.here(at));
-        let is_old = is_whole && heard.values().all(|heard| here - heard > CLOCK_ERROR_MAX);
-        let is_restart = (!heard.is_empty()).then_some(is_old);
+        let is_before = |heard: &f64| here - heard > CLOCK_ERROR_MAX;
+        // A new one is heard within a minute.
+        let is_restart = is_whole && age > STARTS_APART_MAX && heard.values().all(is_before);
+        let is_restart = (!heard.is_empty()).then_some(is_restart);
         Some(Late { source, at, age, after: here - first, is_restart })
     });
     late.filter(|it| it.after > 0.0).collect()
@@ -556,14 +558,14 @@ fn forgotten(findings: &Findings) -> impl Iterator<Item = Cause> {
     let late = late(findings).into_iter();
     let of_day = late.filter(|it| it.after > STARTS_APART_MAX && it.age < DAY);
     of_day.map(|Late { source, at, is_restart, .. }| {
-        let (kind, what) = match is_restart {
-            Some(true) => (Kind::Unknown, "was restarted at"),
-            Some(false) => (Kind::SoFar, "may have been restarted at"),
-            None => (Kind::Warning, "may have been restarted at"),
+        let (kind, was) = match is_restart {
+            Some(true) => (Kind::Unknown, "was"),
+            Some(false) => (Kind::SoFar, "may have been"),
+            None => (Kind::Warning, "may have been"),
         };
         let what = format!(
-            "{source} {what} {}, after the relays: what an earlier process of it has lost is not \
-             compared, because no counter shows it any more",
+            "{source} {was} restarted at {}, after the relays: what an earlier process of it has \
+             lost is not compared, because no counter shows it any more",
             time(at)
         );
         let advice = "To check for past losses, look at apiserver_audit_error_total in Prometheus, \
@@ -572,24 +574,17 @@ fn forgotten(findings: &Findings) -> impl Iterator<Item = Cause> {
     })
 }
 
-/// Returns the advice for a surplus that a restart of a kube-apiserver may explain: the relays have
-/// received events that its earlier process generated. `None` if no kube-apiserver has started
-/// after a relay and within [`RESTART_AGE`].
+/// Returns the advice for a surplus that a restart of a kube-apiserver explains: the relays have
+/// received events that its earlier process generated. `None` without a proof of a restart within
+/// [`RESTART_AGE`].
 fn restarted_lately(findings: &Findings) -> Option<String> {
-    let late = late(findings).into_iter().filter(|it| it.age < RESTART_AGE);
-    let Late { source, at, is_restart, .. } = late.max_by_key(|it| it.is_restart)?;
-    let at = time(at);
-    Some(match is_restart {
-        Some(true) => format!(
-            "kube-apiserver {source} was restarted at {at}, after the relays, which counted what \
-             it had sent before: run the command again in ten minutes"
-        ),
-        Some(false) | None => format!(
-            "A sender that no --apiserver names causes this: name every kube-apiserver. If all are \
-             named: {source} started at {at}, after the relays; whether it had sent events before \
-             is not compared"
-        ),
-    })
+    let is_proven = |it: &Late<'_>| it.is_restart == Some(true) && it.age < RESTART_AGE;
+    let Late { source, at, .. } = late(findings).into_iter().find(is_proven)?;
+    Some(format!(
+        "kube-apiserver {source} was restarted at {}, after the relays, which counted what it had \
+         sent before: run the command again in ten minutes",
+        time(at)
+    ))
 }
 
 /// Returns `true` if attempts of a kube-apiserver to reach its webhook failed in the interval.

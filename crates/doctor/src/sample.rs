@@ -309,7 +309,13 @@ fn refused(error: AskError) -> String {
         }
         AskFault::Status(404) => "; check the path of the URL",
         AskFault::Issuer => "; check certificate-authority in --kubeconfig",
-        _ => "",
+        AskFault::Status(_)
+        | AskFault::NoAddress
+        | AskFault::NoConnection
+        | AskFault::Name
+        | AskFault::Time
+        | AskFault::NoTls
+        | AskFault::Other => "",
     };
     format!("{error}{todo}")
 }

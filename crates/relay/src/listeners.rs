@@ -123,12 +123,13 @@ pub(crate) fn bind(
 /// Returns the message about the address of the config `key` that can't be bound, with what to do.
 pub(crate) fn cannot_listen(key: &str, address: SocketAddr, error: &io::Error) -> String {
     use io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
-    let todo = match error.kind() {
-        AddrInUse => "a free port, or stop the program that has this one (`ss -ltnp` names it)",
-        PermissionDenied => "a port from 1024 on, or give the relay CAP_NET_BIND_SERVICE",
-        AddrNotAvailable => "an address that this machine has (`ip addr` lists them), or to [::]",
-        _ => "another address",
-    };
+    let known = [
+        (AddrInUse, "a free port, or stop the program that has this one (`ss -ltnp` names it)"),
+        (PermissionDenied, "a port from 1024 on, or give the relay CAP_NET_BIND_SERVICE"),
+        (AddrNotAvailable, "an address that this machine has (`ip addr` lists them), or to [::]"),
+    ];
+    let todo = known.iter().find(|(kind, _)| *kind == error.kind());
+    let todo = todo.map_or("another address", |(_, todo)| todo);
     format!("cannot listen on {address}: {error}: set {key} to {todo}")
 }
 

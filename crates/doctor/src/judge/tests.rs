@@ -961,15 +961,14 @@ fn a_restart_of_a_kube_apiserver_is_named_instead_of_a_sender_that_was_not_asked
     // Within a minute of the relay's start, the totals are compared. A restart is proven if the
     // relays had heard every kube-apiserver before: it began `heard` seconds after the first event.
     let named = "name every kube-apiserver";
-    let compared = "started at 2027-01-15T07:50:10Z, after the relays; whether it had sent events";
     for (age, heard, advice) in [
         (960.0, &[20.0][..], named),
         (590.0, &[20.0], "kube-apiserver a was restarted at "),
         (590.0, &[20.0, 25.0], "kube-apiserver a was restarted at "),
-        (590.0, &[], compared),
-        (590.0, &[-8.0], compared),
-        (590.0, &[20.0, -8.0], compared),
-        (590.0, &[2.0], compared),
+        (590.0, &[], named),
+        (590.0, &[-8.0], named),
+        (590.0, &[20.0, -8.0], named),
+        (590.0, &[2.0], named),
     ] {
         let started = NOW - age;
         let apiserver = format!("process_start_time_seconds {started}");
@@ -982,7 +981,7 @@ fn a_restart_of_a_kube_apiserver_is_named_instead_of_a_sender_that_was_not_asked
         let advice_of =
             verdict.causes.iter().find(|it| it.what.contains("50 events")).unwrap().advice.clone();
         assert!(advice_of.contains(advice), "{heard:?}: {advice_of}");
-        assert!(advice != compared || advice_of.contains(named), "{advice_of}");
+        assert_eq!(advice_of.contains("was restarted"), advice != named, "{advice_of}");
     }
     // A restart between the samples is a cause of its own.
     let mut found = findings(&[NONE], &[NONE, NONE]);

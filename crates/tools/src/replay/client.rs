@@ -304,7 +304,11 @@ fn remedy(fault: AskFault) -> &'static str {
             "; check that --url is the address of a listener"
         }
         AskFault::Issuer => "; name a file with the CA with --ca",
-        _ => "",
+        AskFault::Status(_)
+        | AskFault::Name
+        | AskFault::Time
+        | AskFault::NoTls
+        | AskFault::Other => "",
     }
 }
 
