@@ -280,7 +280,7 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
         text.push_str(&format!(
             "nothing of {name} is sent. It is probably no audit log: that has an event of \
              kube-apiserver, as JSON, on each line. Name another file or, if only the begin of \
-             this one is wrong, add --on-bad-line skip"
+             this one is wrong, replay it and the files after it with --on-bad-line skip"
         ));
         return text;
     }

@@ -301,23 +301,18 @@ async fn ask_until(
 
 /// Returns the text of an error of a kube-apiserver, with what to do about a refusal.
 fn refused(error: AskError) -> String {
-    let todo = match error.fault {
-        AskFault::Status(401) => "; the credentials of --kubeconfig are missing or have expired",
-        AskFault::Status(403) => {
-            "; the user needs the verb get for the nonResourceURL /metrics, and for endpoints in \
-             the namespace default"
-        }
-        AskFault::Status(404) => "; check the path of the URL",
-        AskFault::Issuer => "; check certificate-authority in --kubeconfig",
-        AskFault::Status(_)
-        | AskFault::NoAddress
-        | AskFault::NoConnection
-        | AskFault::Name
-        | AskFault::Time
-        | AskFault::NoTls
-        | AskFault::Other => "",
-    };
-    format!("{error}{todo}")
+    let todo = [
+        (AskFault::Status(401), "the credentials of --kubeconfig are missing or have expired"),
+        (
+            AskFault::Status(403),
+            "the user needs the verb get for the nonResourceURL /metrics, and for endpoints in the \
+             namespace default",
+        ),
+        (AskFault::Status(404), "check the path of the URL"),
+        (AskFault::Issuer, "check certificate-authority in --kubeconfig"),
+    ];
+    let todo = todo.iter().find(|(fault, _)| *fault == error.fault);
+    todo.map_or(error.to_string(), |(_, todo)| format!("{error}; {todo}"))
 }
 
 /// An address of one or more kube-apiservers.
