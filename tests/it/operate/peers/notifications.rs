@@ -96,8 +96,8 @@ fn alerts_that_fire_together_are_one_notification_the_cause() {
     assert_eq!(told, wanted);
 }
 
-/// Method: for Prometheus, a second is a third of a minute. A consumer goes down for a quarter of an
-/// hour of that time. Meanwhile the relay is restarted, and so is Prometheus.
+/// Method: for Prometheus, a second is a third of a minute. A consumer goes down for a quarter of
+/// an hour of that time. Meanwhile the relay is restarted, and so is Prometheus.
 #[test]
 fn a_trouble_is_one_notification_through_restarts_of_the_relay_and_of_prometheus() {
     let (mut sink, spool, directory) =
