@@ -117,12 +117,13 @@ impl Browser {
         self.ask("execute/sync", &json!({ "script": script, "args": [] }))
     }
 
-    /// Returns the visible text of the first element that matches `selector`. Returns an empty
-    /// string if there is none or it is hidden.
+    /// Returns the visible text of the first element that matches `selector`, with ordinary spaces
+    /// in place of those that keep a number and its unit on one line. Returns an empty string if
+    /// there is none or it is hidden.
     pub(crate) fn text(&self, selector: &str) -> String {
         let selector = json!(selector);
         let text = self.run(&format!(
-            "const it = document.querySelector({selector}); return it?.checkVisibility() ? it.innerText : ''"
+            "const it = document.querySelector({selector}); return it?.checkVisibility() ? it.innerText.replaceAll('\\u00a0', ' ') : ''"
         ));
         text.as_str().expect("text").to_owned()
     }

@@ -12,13 +12,11 @@ use http_body_util::Full;
 use hyper::header::HeaderValue;
 use hyper::{Response, header};
 
-use telemetry::status::thresholds::{ALL_DROPPED, MEMORY_NEARLY_USED, QUEUE_NEARLY_FULL};
+use telemetry::status::thresholds::{ALL_DROPPED, QUEUE_NEARLY_FULL};
 
 static PAGE: LazyLock<String> = LazyLock::new(|| {
-    let thresholds = format!(
-        "const NEARLY_FULL = {QUEUE_NEARLY_FULL}, NEARLY = {MEMORY_NEARLY_USED}, \
-         ALL_DROPPED = {ALL_DROPPED};\n"
-    );
+    let thresholds =
+        format!("const NEARLY_FULL = {QUEUE_NEARLY_FULL}, ALL_DROPPED = {ALL_DROPPED};\n");
     let script = [
         "'use strict';\n",
         &thresholds,

@@ -1,11 +1,8 @@
 //! The status page in a browser, on the real relay: what an operator sees in each state.
 //!
-//! With `KUBE_AUDIT_FORWARDER_SCREENSHOTS=DIR`, the tests write the pictures of the page in
-//! `docs/`. Each picture takes a minute and a half, so that its charts have something to show:
-//!
-//! ```sh
-//! KUBE_AUDIT_FORWARDER_SCREENSHOTS=$PWD/docs ./test it operate::peers::page::
-//! ```
+//! `docs/pictures.sh` makes the tests write the pictures of the page in `docs/`: they do so if
+//! `KUBE_AUDIT_FORWARDER_SCREENSHOTS` names a directory. Each picture takes a minute and a half, so
+//! that its charts have something to show.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -45,14 +42,35 @@ fn number(text: &str) -> Option<f64> {
 
 /// Writes a picture of the page, if the environment asks for pictures.
 fn picture(browser: &Browser, name: &str) {
-    if let Ok(directory) = std::env::var("KUBE_AUDIT_FORWARDER_SCREENSHOTS") {
+    if std::env::var_os("KUBE_AUDIT_FORWARDER_SCREENSHOTS").is_some() {
         std::thread::sleep(Duration::from_secs(90));
-        browser.run("document.querySelector('#spans input').click(); scrollTo(0, 0)");
+        write_picture(browser, name);
+    }
+}
+
+/// Writes a picture without waiting for more points in the charts. It is as high as the page.
+fn write_picture(browser: &Browser, name: &str) {
+    if let Ok(directory) = std::env::var("KUBE_AUDIT_FORWARDER_SCREENSHOTS") {
+        let width = browser.run("return innerWidth").as_u64().unwrap();
+        let width = u32::try_from(width).unwrap();
+        browser.resize(width, 200);
+        browser.run(
+            "document.querySelector('#spans input').click();
+             document.activeElement.blur(); scrollTo(0, 0)",
+        );
         let file = PathBuf::from(directory).join(format!("status-page-{name}.png"));
         let picture = png::with_palette(&browser.screenshot());
-        assert!(picture.len() < 200_000, "{name}: {} bytes", picture.len());
+        assert!(picture.len() < 130_000, "{name}: {} bytes", picture.len());
         std::fs::write(file, picture).unwrap();
+        browser.resize(width, 800);
     }
+}
+
+/// Opens the part of the page that is folded at first, with the keyboard.
+fn unfold(browser: &Browser) {
+    browser.run("document.querySelector('summary').focus()");
+    browser.press(ENTER);
+    assert_eq!(browser.run("return document.querySelector('#details').open"), true);
 }
 
 /// Returns the selector of a part of an output's row, or of its details.
@@ -71,7 +89,7 @@ fn wait_for_verdict(browser: &Browser, relay: &Relay, state: &str) {
         let verdict = status(relay)["verdict"].take();
         let shown = browser.run(
             "return [document.querySelector('#verdict').dataset.state,
-                     document.querySelector('#headline').textContent]",
+                     document.querySelector('#headline').textContent.replaceAll('\\u00a0', ' ')]",
         );
         let is_shown = shown[0] == verdict["state"] && shown[1] == verdict["text"];
         let found = is_shown && verdict["state"] == state;
@@ -112,26 +130,79 @@ fn tcp(name: &str, addresses: &[SocketAddr]) -> String {
     )
 }
 
-/// A script that finds texts that are cut with an ellipsis and cannot be read in a tooltip.
+/// A script that finds texts that are cut and cannot be read in a tooltip. Parts for readers of
+/// screens are cut on purpose.
 const CUT: &str = "
-    const isCut = (it) => getComputedStyle(it).textOverflow === 'ellipsis'
-        && it.scrollWidth > it.clientWidth + 1 && !it.closest('[title]');
+    const isCut = (it) => getComputedStyle(it).overflow === 'hidden' && !it.matches('.unseen, svg')
+        && (it.scrollWidth > it.clientWidth + 1 || it.scrollHeight > it.clientHeight + 1)
+        && it.checkVisibility() && !it.closest('[title]');
     return [...document.body.querySelectorAll('*')].filter(isCut).map((it) => it.outerHTML).join();
 ";
 
-/// Checks that nothing is wider than the window and that no text is cut, on a desktop, a tablet and
-/// a phone. Afterwards, the window is as wide as a phone.
+/// A script that finds texts that lie on one another, numbers apart from their units, and
+/// backticks. A text is as large as what is seen of it, without the room above and below its
+/// letters.
+const COLLISIONS: &str = r"
+    const found = [];
+    const seen = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const node = walker.currentNode;
+        const parent = node.parentElement;
+        const isShown = parent.checkVisibility({ visibilityProperty: true })
+            && !parent.closest('.unseen, option, script, style');
+        if (!node.data.trim() || !isShown) continue;
+        if (node.data.includes('`')) found.push(`a backtick: ${node.data}`);
+        const range = document.createRange();
+        for (const unit of node.data.matchAll(/[0-9]\u00a0\S{1,12}/g)) {
+            range.setStart(node, unit.index);
+            range.setEnd(node, unit.index + unit[0].length);
+            const tops = new Set([...range.getClientRects()].map((it) => Math.round(it.top)));
+            if (tops.size > 1) found.push(`two lines: ${unit[0]}`);
+        }
+        range.selectNodeContents(node);
+        for (const { left, right, top, bottom } of range.getClientRects()) {
+            const box = { node, left, right, top: top + 3, bottom: bottom - 3 };
+            for (let it = parent; it; it = it.parentElement) {
+                if (getComputedStyle(it).overflow !== 'hidden') continue;
+                const clip = it.getBoundingClientRect();
+                box.right = Math.min(box.right, clip.right);
+                box.bottom = Math.min(box.bottom, clip.bottom);
+            }
+            if (box.left < box.right && box.top < box.bottom) seen.push(box);
+        }
+    }
+    seen.forEach((one, index) => {
+        for (const other of seen.slice(index + 1)) {
+            const isApart = one.right <= other.left + 0.5 || other.right <= one.left + 0.5
+                || one.bottom <= other.top || other.bottom <= one.top;
+            if (!isApart && one.node !== other.node) {
+                found.push(`${one.node.data} | ${other.node.data}`);
+            }
+        }
+    });
+    const ticks = [...document.querySelectorAll('[title]')].filter((it) => it.title.includes('`'));
+    return found.concat(ticks.map((it) => `a backtick: ${it.title}`)).join('\n');
+";
+
+/// Checks that nothing is wider than the window, that no text is cut, and that none runs into
+/// another, on desktops, a tablet and a phone. Afterwards, the window is as wide as a phone.
 fn assert_fits(browser: &Browser) {
-    for width in [1280, 800, 360] {
+    for width in [1280, 1024, 768, 360] {
         browser.resize(width, 740);
+        // The charts take their new sizes in the next frame.
+        browser.run(
+            "return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))",
+        );
         let wide = browser.run(
-            "const wide = [...document.body.querySelectorAll('*')].filter((it) => it.getBoundingClientRect().right > innerWidth + 0.5);
+            "const wide = [...document.body.querySelectorAll('*')].filter((it) => it.checkVisibility() && it.getBoundingClientRect().right > innerWidth + 0.5);
              return [document.documentElement.scrollWidth, innerWidth, wide.map((it) => it.outerHTML).join('\\n')]",
         );
         // A scroll bar takes a part of the window's width.
         assert!(wide[0].as_u64() <= Some(width.into()), "{wide}");
         assert_eq!((&wide[1], &wide[2]), (&Value::from(width), &Value::from("")), "{wide}");
         assert_eq!(browser.run(CUT), "", "at {width}");
+        assert_eq!(browser.run(COLLISIONS), "", "at {width}");
     }
 }
 
@@ -213,11 +284,30 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
             number(&browser.text(selector)).is_some_and(|rate| rate > 0.0)
         });
     }
-    let bound = format!("{} HTTP, configured as 127.0.0.1:0", relay.listeners()[0].1);
+    // Folded, the page is one screen, with the signs of life in a line.
+    browser.resize(1280, 400);
+    let height = browser.run("return document.documentElement.scrollHeight");
+    assert!(height.as_u64() <= Some(900), "{height}");
+    browser.resize(1280, 800);
+    let signs = browser.text("#signs");
+    for (name, words) in [
+        ("Evidence", "off"),
+        ("Certificates", "60 days"),
+        ("Listeners", "2 of 2 open"),
+        ("Config", "as at the start"),
+        ("Memory", ""),
+    ] {
+        assert!(signs.contains(&format!("{name}\n{words}")), "{name}: {signs}");
+    }
+    assert_eq!(browser.text("#listeners"), "");
+    picture(&browser, "healthy");
+    assert_fits(&browser);
+    browser.resize(1280, 800);
+    unfold(&browser);
+    let bound = relay.listeners()[0].1.to_string();
     for (selector, words) in [
         ("#facts", concat!("version ", env!("CARGO_PKG_VERSION"))),
         ("#facts", "up "),
-        ("#facts", "acknowledges when queued"),
         ("#in-unit", "events/s · "),
         ("#flow-title + p", "All rates are those of the last minute"),
         ("#queue-where", "of 256 MiB in memory"),
@@ -226,9 +316,10 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
         (&output("logstash", ".pill"), "up"),
         (&output("logstash", "[data-is=latency]"), " ms"),
         (&output("archive", "[data-is=kind]"), "http, not required"),
-        ("#listeners tr:nth-child(1) th", &bound),
-        ("#listeners tr:nth-child(1) [data-is=requests]", " × 200"),
-        ("#listeners tr:nth-child(2) th", "HTTPS, configured as 127.0.0.2:0"),
+        ("#listeners div:nth-child(1) dt", &bound),
+        ("#listeners div:nth-child(1) dd", "HTTP, configured as 127.0.0.1:0 · 1 connection"),
+        ("#listeners div:nth-child(1) dd", " × 200"),
+        ("#listeners div:nth-child(2) dd", "HTTPS, configured as 127.0.0.2:0"),
         ("#queue-facts", "reject: senders get 429 and are asked to come back after 3 to 8 s"),
         ("#queue-facts", "queued: 200 once the events are in the queue"),
         ("#certificates", "listener 127.0.0.2:0, server: the relay's own"),
@@ -247,7 +338,6 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
         browser.run("return document.querySelector('#spoken').getAttribute('role')"),
         "status"
     );
-    picture(&browser, "healthy");
     assert_readable(&browser);
     assert_fits(&browser);
 
@@ -267,7 +357,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
         let row = output("logstash", &format!(".endpoints tbody tr:nth-child({row})"));
         wait_for_text(&browser, &format!("{row} [data-is=state]"), state);
     }
-    picture(&browser, "degraded");
+    assert_eq!(browser.run("return document.querySelector('#details').open"), true);
     assert_readable(&browser);
     assert_fits(&browser);
     assert_quiet(&browser, relay.admin());
@@ -393,7 +483,8 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
 /// Checks that the element has room for all of its text.
 fn assert_not_cut(browser: &Browser, selector: &str) {
     let is_cut = format!(
-        "const it = document.querySelector(`{selector}`); return it.scrollWidth > it.clientWidth"
+        "const it = document.querySelector(`{selector}`);
+         return it.scrollWidth > it.clientWidth || it.scrollHeight > it.clientHeight"
     );
     assert_eq!(browser.run(&is_cut), false, "{selector}");
 }
@@ -442,7 +533,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     let why = output("logstash", "td.why");
     wait_for_text(&browser, &why, &sink.address().to_string());
     assert!(browser.text(&why).to_lowercase().contains("refused"));
-    assert_not_cut(&browser, &why);
+    assert_not_cut(&browser, &format!("{why} p"));
     // The time until the next retry counts down.
     let wait = || {
         let text = browser.text(&why);
@@ -585,16 +676,16 @@ fn the_page_shows_what_the_relay_judges_in_its_order_and_as_text() {
     let change = format!(
         "status.verdict = {{ state: 'bad', text: '{HOSTILE} one', findings: [
              {{ state: 'bad', about: 'queue', text: '{HOSTILE} two', advice: '{HOSTILE} three' }},
-             {{ state: 'warn', about: 'output omega', text: 'four', advice: null }},
+             {{ state: 'warn', about: 'output omega', text: 'four `df -i`', advice: null }},
              {{ state: 'note', about: 'output omega', text: 'five', advice: null }} ] }};
          for (const it of status.outputs) {{
-             it.last_error = '{HOSTILE} six';
+             it.last_error = '{HOSTILE} six: expected `,` or `';
              it.addresses[0].last_error = '{HOSTILE} seven';
              it.filtered = {{ dropped: 12, duplicate: 0, redacted: 300 }};
              it.existing_events = 5; it.retries = 6;
          }}
          status.lost_events = 1234; status.last_lost_seconds_ago = 3;
-         status.queue.lost_events = 1234; status.lost_events_per_second = 2.5;"
+         status.queue.lost_events = 1234; status.lost_events_per_second = 0.06;"
     );
     pretend(&browser, &change);
     open_details(&browser, "omega");
@@ -602,9 +693,12 @@ fn the_page_shows_what_the_relay_judges_in_its_order_and_as_text() {
     let texts =
         "return [...document.querySelectorAll('#findings li')].map((it) => it.innerText.trim())";
     let texts = browser.run(texts);
-    let expected = [format!("{HOSTILE} two {HOSTILE} three"), "four".to_owned(), "five".to_owned()];
+    let expected = [&format!("{HOSTILE} two {HOSTILE} three"), "four df -i", "five"];
     assert_eq!(texts, json!(expected));
-    wait_for_text(&browser, &output("omega", ".more .error"), &format!("{HOSTILE} six"));
+    // Between backticks is code.
+    assert_eq!(browser.text("#findings code"), "df -i");
+    let error = format!("{HOSTILE} six: expected , or");
+    wait_for_text(&browser, &output("omega", ".more .error"), &error);
     wait_for_text(
         &browser,
         &output("omega", ".endpoints [data-is=error]"),
@@ -613,23 +707,86 @@ fn the_page_shows_what_the_relay_judges_in_its_order_and_as_text() {
     for words in ["300 redacted, 12 dropped", "5 events", "6 attempts"] {
         wait_for_text(&browser, &output("omega", "[data-is=facts]"), words);
     }
-    wait_for_text(&browser, "#lost-words", "1,234 in the queue; last 3 s ago; now 2.5/s");
+    wait_for_text(&browser, "#lost-words", "1,234 in the queue; last 3 s ago; now 0.1/s");
     wait_for_text(&browser, "#spoken", "four");
     let made = "return [document.querySelectorAll('script').length, document.querySelectorAll('img').length, document.title]";
     let made = browser.run(made);
     assert_eq!((&made[0], &made[1]), (&Value::from(1), &Value::from(0)));
     assert_eq!(made[2], "✕ lost: 1,234 · kube-audit-forwarder");
+    let state = "return document.querySelector('#gone-rate').dataset.state";
+    assert_eq!((browser.text("#gone-rate"), browser.run(state)), ("0.1".to_owned(), "bad".into()));
     assert_readable(&browser);
     assert_fits(&browser);
+    // What is shown as zero has no colour.
+    pretend(&browser, "status.lost_events = 1; status.lost_events_per_second = 0.04;");
+    wait_for_text(&browser, "#gone-rate", "0.0");
+    assert_eq!(browser.run(state), "good");
+    assert!(!browser.text("#lost-words").contains("now"), "{}", browser.text("#lost-words"));
     assert_quiet(&browser, relay.admin());
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the longest names, states and figures that an output can have, in every column.
+#[test]
+fn the_longest_names_and_states_run_into_nothing() {
+    let (name, words) = ("w".repeat(63), "siem-".repeat(13).get(..63).unwrap().to_owned());
+    let sink = TcpSink::start();
+    let config = beginning("") + &tcp(&name, &[sink.address()]) + &tcp(&words, &[sink.address()]);
+    let relay = Relay::start(&config);
+    let browser = open(&relay);
+    wait_for_text(&browser, "#out-words", "2 outputs");
+    let endless = "x".repeat(300);
+    pretend(
+        &browser,
+        &format!(
+            "for (const it of status.outputs) {{
+                 Object.assign(it, {{ trouble: 'bad', unsteady: it.name[0] === 'w', required: false,
+                     backlog_events: 99999, lag_seconds: 86340, lost_events: 99999,
+                     latency_p50_seconds: 59.9, latency_p99_seconds: 3599, up: it.name[0] !== 'w',
+                     last_error: 'cannot connect to {endless}', last_error_seconds_ago: 9,
+                     type: 'ibm_cloud_logs', all_dropped_seconds: 999, last_lost_seconds_ago: 3,
+                     addresses: Array(24).fill(it.addresses[0]).map((one, index) => ({{ ...one,
+                         endpoint: index, state: index < 12 ? 'down' : 'back, on trial' }})) }});
+                 it.addresses[0].last_error = '{endless}';
+             }}
+             status.host = '{endless}'.slice(0, 63);
+             status.evidence = {{ size: 1e9, last_checkpoint_seconds_ago: 4, errors: {{}},
+                 witnesses: [{{ name: '{endless}'.slice(0, 60), last_seconds_ago: 5 }}] }};
+             status.certificates = [{{ place: 'output', name: '{name}', role: 'server',
+                 not_after_seconds: status.time_seconds + 3600 }}];
+             status.sources = [{{ name: '{name}', type: 'kafka', topic: '{endless}', group: 'g',
+                 state: 'reading', partitions: [1], received_bytes: 1e9, last_error: null }}];"
+        ),
+    );
+    wait_for_text(&browser, &output(&name, ".pill"), "fails and works, in turn");
+    wait_for_text(&browser, &output(&words, ".pill"), "12 of 24 on trial, all filtered");
+    wait_for_text(&browser, "#signs", "below 1 day");
+    wait_for_text(&browser, "#signs", "checkpoint 4 s ago, cosigned 5 s ago by 1 witness");
+    wait_for_text(&browser, "#signs", "1 of 1 read");
+    assert_fits(&browser);
+    browser.resize(1280, 800);
+    open_details(&browser, &words);
+    unfold(&browser);
+    assert_fits(&browser);
+    assert_readable(&browser);
+    // A name is never cut.
+    let names = "return [...document.querySelectorAll('.about [data-is=name]')].every((it) => {
+        const [name, cell] = [it, it.closest('th')].map((one) => one.getBoundingClientRect());
+        return name.right <= cell.right && name.bottom <= cell.bottom;
+    })";
+    assert_eq!(browser.run(names), true);
+    relay.finish(Backlog::Stable);
+}
+
 #[test]
 fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
-    // The consumer's response contains as much markup as its protocol allows.
-    let sink =
-        RelpSink::with(|command| Some(relp_sink::answer(command, &format!("500 {HOSTILE}"))));
+    // The consumer's response contains as much markup as its protocol allows, until the picture.
+    let is_polite = Arc::new(AtomicBool::new(false));
+    let polite = Arc::clone(&is_polite);
+    let sink = RelpSink::with(move |command| {
+        let words = if polite.load(Ordering::Relaxed) { "disk full" } else { HOSTILE };
+        Some(relp_sink::answer(command, &format!("500 {words}")))
+    });
     let config = format!(
         "{}path_prefix = \"/audit\"\n[[output]]\nname = \"rsyslog\"\ntype = \"relp\"\naddresses = [\"{}\"]\n",
         beginning("[queue]\nmax_bytes = \"1MiB\"\n"),
@@ -637,6 +794,7 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
     );
     let relay = Relay::start(&config);
     let browser = open(&relay);
+    unfold(&browser);
     wait_for_text(&browser, "#rejected-none", "None since the start.");
     let event = "{\"kind\":\"<img src=x onerror=alert(1)>\",\"apiVersion\":\"audit.k8s.io/v1\"}";
     assert_eq!(relay.post(event.as_bytes()).status, 400);
@@ -653,7 +811,8 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
         ("#rejected-what", "429 queue full"),
         ("#rejected-when", "at 127.0.0.1:0"),
         ("#rejected-message", "the queue is full"),
-        ("#rejected-counts", " requests"),
+        ("#rejected-counts", "Refused so far: "),
+        ("#rejected-counts", " queue full, 1 not audit events"),
         ("#queue-words", "Full for "),
         ("#queue-words", "senders get 429"),
         ("#queue-facts", "reject: senders get 429 and are asked to come back after 3 to 8 s"),
@@ -696,10 +855,107 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
     assert_readable(&browser);
     assert_fits(&browser);
     if std::env::var_os("KUBE_AUDIT_FORWARDER_SCREENSHOTS").is_some() {
-        refused();
+        browser.resize(1280, 800);
+        browser.run("document.querySelector('#details').open = false");
+        is_polite.store(true, Ordering::Relaxed);
+        let senders = Senders::start(1, Bodies::Steady, &mut rng());
+        senders.go_to(relay.address());
+        picture(&browser, "full");
+        senders.finish();
     }
-    picture(&browser, "full");
     assert_quiet(&browser, relay.admin());
+    relay.finish(Backlog::Stable);
+}
+
+/// Method: the consumer refuses one event in 512 for good, and responds to another one with 500.
+#[test]
+fn events_that_a_consumer_turns_down_are_the_cause_above_what_follows() {
+    let has = |request: &Request, number: u64| {
+        let body = request.decoded();
+        let numbers = body.windows(12 + 1).filter(|it| it[0] == b'-' && it.is_ascii());
+        let mut numbers = numbers
+            .filter_map(|it| u64::from_str_radix(std::str::from_utf8(&it[1..]).ok()?, 16).ok());
+        numbers.any(|it| it % 512 == number)
+    };
+    let sink = HttpSink::start(move |request| match (has(request, 100), has(request, 300)) {
+        (true, _) => Answer::status(400).body("failed to parse field `requestObject`"),
+        (_, true) => Answer::status(500),
+        _ => Answer::status(200),
+    });
+    let archive = TcpSink::start();
+    let config = beginning("") + &sink.output("siem", "") + &tcp("archive", &[archive.address()]);
+    let relay = Relay::start(&config);
+    let senders = Senders::start(1, Bodies::Steady, &mut rng());
+    senders.go_to(relay.address());
+    let browser = open(&relay);
+    let findings = || status(&relay)["verdict"]["findings"].as_array().unwrap().clone();
+    let kinds = |all: &[Value]| -> Vec<String> {
+        let of = |it: &Value| it["consequences"].as_array().unwrap().clone();
+        let all = all.iter().flat_map(|it| [vec![it.clone()], of(it)].concat());
+        all.map(|it| it["kind"].as_str().unwrap().to_owned()).collect()
+    };
+    wait_until("both findings", PATIENCE * 3, || {
+        let kinds = kinds(&findings());
+        ["events_refused", "events_lost"].iter().all(|it| kinds.iter().any(|kind| kind == it))
+    });
+    wait_for_verdict(&browser, &relay, "bad");
+    wait_for_text(&browser, "#headline", "Output siem: the consumer turns down");
+    // What the relay puts below a cause, the page puts below it.
+    let below: usize =
+        findings().iter().map(|it| it["consequences"].as_array().unwrap().len()).sum();
+    let shown = browser.run("return document.querySelectorAll('#findings [data-below]').length");
+    assert_eq!(shown.as_u64() > Some(0), below > 0, "{shown} {below}");
+    wait_for_text(&browser, "#findings code", "aside");
+    picture(&browser, "refused");
+    browser.resize(360, 740);
+    write_picture(&browser, "phone");
+    assert_readable(&browser);
+    assert_fits(&browser);
+    assert_quiet(&browser, relay.admin());
+    senders.finish();
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn a_paused_output_is_a_state_of_its_own_until_it_needs_half_of_the_queue() {
+    let (sink, archive) = (TcpSink::start(), TcpSink::start());
+    let config = format!(
+        "{}{}pause = true\n{}",
+        beginning("[queue]\nmax_bytes = \"64MiB\"\n"),
+        tcp("siem", &[sink.address()]),
+        tcp("archive", &[archive.address()]),
+    );
+    let relay = Relay::start(&config);
+    assert_accepted(&relay.post(&generated_batch(1, 40, 1600)), 40);
+    let browser = open(&relay);
+    wait_for_verdict(&browser, &relay, "good");
+    wait_for_text(&browser, "#findings", "Output siem is paused by the config");
+    let state =
+        format!("return document.querySelector({}).dataset.state", json!(output("siem", ".pill")));
+    wait_for_text(&browser, &output("siem", ".pill"), "paused ");
+    assert_eq!(browser.run(&state), "note");
+    assert_fits(&browser);
+    browser.resize(1280, 800);
+    let mut seed = 1;
+    wait_until("half of the queue", PATIENCE, || {
+        seed += 1;
+        assert_accepted(&relay.post(&generated_batch(seed, 400, 1600)), 400);
+        status(&relay)["verdict"]["state"] == "warn"
+    });
+    wait_for_verdict(&browser, &relay, "warn");
+    wait_for_text(&browser, "#headline", "its events need half of the queue");
+    wait_for_text(&browser, "#outputs tbody:nth-of-type(1) [data-is=name]", "siem");
+    assert_eq!(browser.run(&state), "warn");
+    wait_for_text(&browser, "#findings code", "pause");
+    let senders = Senders::start(1, Bodies::Steady, &mut rng());
+    if std::env::var_os("KUBE_AUDIT_FORWARDER_SCREENSHOTS").is_some() {
+        senders.go_to(relay.address());
+    }
+    picture(&browser, "paused");
+    assert_readable(&browser);
+    assert_fits(&browser);
+    assert_quiet(&browser, relay.admin());
+    senders.finish();
     relay.finish(Backlog::Stable);
 }
 
@@ -718,6 +974,7 @@ fn losses_have_a_number_a_time_and_a_rate() {
         browser.text("#lost").strip_prefix("lost: ").and_then(number) > Some(0.0)
     });
     wait_until("a rate", SEEN, || number(&browser.text("#gone-rate")) > Some(0.0));
+    unfold(&browser);
     for (selector, words) in [
         ("#lost-words", "; now "),
         ("#lost-words", "; since the start "),
@@ -726,6 +983,7 @@ fn losses_have_a_number_a_time_and_a_rate() {
     ] {
         wait_for_text(&browser, selector, words);
     }
+    browser.run("document.querySelector('#details').open = false");
     picture(&browser, "losing");
     assert_readable(&browser);
     assert_fits(&browser);
@@ -783,7 +1041,10 @@ fn of_20_outputs_those_in_trouble_are_seen_without_scrolling() {
              work();
              return performance.now() - before;
          }));
-         return [best(draw), best(drawCharts)]",
+         const kept = structuredClone(answer);
+         const took = [best(draw), best(drawCharts)];
+         answer = kept;
+         return took",
     );
     println!("a refresh takes {took} ms of script");
     assert!(took[0].as_f64().unwrap() + took[1].as_f64().unwrap() < 10.0, "{took}");
@@ -810,7 +1071,8 @@ fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses_and_urls_have_r
     let relay = Relay::start(&config);
     assert_accepted(&relay.post(&generated_batch(1, 40, 1600)), 40);
     let browser = open(&relay);
-    wait_for_text(&browser, "#facts", "acknowledges when synced");
+    unfold(&browser);
+    wait_for_text(&browser, "#queue-facts", "synced: 200 once the events are on the disk");
     wait_for_text(&browser, "#evidence", " entries");
     wait_until("a checkpoint", SEEN, || {
         let facts = browser.text("#evidence");
@@ -819,6 +1081,8 @@ fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses_and_urls_have_r
         is_seen(after("Last checkpoint")) && is_seen(after(&format!("Witness {}", witness::NAME)))
     });
     wait_for_verdict(&browser, &relay, "good");
+    wait_for_text(&browser, "#signs", "Evidence\ncheckpoint ");
+    wait_for_text(&browser, "#signs", " by 1 witness");
     open_details(&browser, "archive");
     // A page that returns to the front asks at once, so the test need not wait two seconds for each
     // refresh. Each count is taken after the page has drawn the answer.
@@ -866,6 +1130,8 @@ fn the_panel_shows_who_sends_the_bytes_or_the_events_and_fits() {
     let lines = [event("large", 3000), event("often", 4), event("often", 4)].join("\n");
     assert_accepted(&relay.post(lines.as_bytes()), 3);
     let browser = open(&relay);
+    wait_for_text(&browser, "#in-words", "3 accepted");
+    unfold(&browser);
     wait_for_text(&browser, "#volume-rows tr:first-child", "large · get · /<b>xxx");
     wait_for_text(&browser, "#volume-words", "3 events");
     let choose = |id: &str, value: &str| {
@@ -881,7 +1147,7 @@ fn the_panel_shows_who_sends_the_bytes_or_the_events_and_fits() {
     assert_eq!(browser.text("#volume-rows tr:first-child [data-is=share]"), "66.7 %");
     // The last refused request and the certificates are above the panel. A share has one line.
     let is_above = "const top = (it) => document.querySelector(it).getBoundingClientRect().top;
-        return ['#rejected-title', '#certificates-title'].every((it) => top(it) < top('#volume'))";
+        return ['#rejected-none', '#certificates-none'].every((it) => top(it) < top('#volume'))";
     assert_eq!(browser.run(is_above), true);
     browser.resize(390, 740);
     let lines = "const it = document.querySelector('#volume-rows [data-is=share]');
@@ -917,6 +1183,8 @@ fn names_that_clients_choose_are_text_in_the_panel_and_are_cut() {
         assert_accepted(&relay.post(event.to_string().as_bytes()), 1);
     }
     let browser = open(&relay);
+    wait_for_text(&browser, "#in-words", "6 accepted");
+    unfold(&browser);
     browser.run(
         "const it = document.querySelector('#volume-by');
          it.value = 'user'; it.dispatchEvent(new Event('change'))",
@@ -1011,6 +1279,20 @@ fn a_token_opens_the_page_and_stays_in_its_memory() {
     wait_for_text(&browser, "#locked", "admin.bearer_token_file");
     assert_eq!((browser.text("#gone"), browser.text("#facts")), (String::new(), String::new()));
     assert!(browser.run("return document.title").as_str().unwrap().starts_with("locked"));
+    // To ask for a token is normal. To refuse one is an error.
+    let look = "const words = getComputedStyle(document.querySelector('#locked-words'));
+        const before = getComputedStyle(document.querySelector('#locked-words'), '::before');
+        const back = (it) => getComputedStyle(document.querySelector(it)).backgroundColor;
+        return [words.color === getComputedStyle(document.body).color,
+                before.content, back('#locked') === back('.card')]";
+    assert_eq!(browser.run(look), json!([true, "none", true]));
+    assert_eq!(
+        browser.run(
+            "return [...document.querySelectorAll('[role=alert]')]
+        .some((it) => it.checkVisibility())"
+        ),
+        false
+    );
     assert_readable(&browser);
     assert_fits(&browser);
     let give = |token: &str| {
@@ -1020,6 +1302,8 @@ fn a_token_opens_the_page_and_stays_in_its_memory() {
     };
     give("wrong");
     wait_for_text(&browser, "#locked", "the bearer token is wrong");
+    assert_eq!(browser.run(look), json!([false, "\"✕ \"", true]));
+    assert_readable(&browser);
     give("p4ge-token");
     wait_for_text(&browser, "#in-words", "40 accepted");
     assert_eq!(browser.text("#locked"), "");

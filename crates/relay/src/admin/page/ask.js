@@ -33,10 +33,10 @@ function draw() {
   // Ages do not grow while the relay is gone: nobody knows what has happened since.
   const elapsed = failure ? 0 : silence;
   const { host, version, uptime_seconds: uptime } = answer;
-  const when = answer.acknowledge ? ` · acknowledges when ${answer.acknowledge}` : '';
-  say(at('facts'), `${host} · version ${version} · up ${duration(uptime + elapsed)}${when}`);
+  say(at('facts'), `${host} · version ${version} · up ${duration(uptime + elapsed)}`);
   say(at('updated'), `answered at ${clock(answeredTime)}`);
   drawVerdict(answer, elapsed);
+  drawSigns(answer, elapsed);
   drawFlow(answer, elapsed);
   drawOutputs(answer, elapsed);
   drawInputs(answer);
@@ -95,9 +95,12 @@ async function ask() {
   timer = setTimeout(ask, document.hidden ? EVERY_HIDDEN : EVERY);
 }
 
-// Shows nothing of the relay any more, and asks it nothing until somebody gives a token.
+// Shows nothing of the relay any more, and asks it nothing until somebody gives a token. Only a token
+// that was refused is an error.
 function lock(why) {
-  [answer, failure, locked, asking] = [null, null, `${why}.`, false];
+  set(at('locked-words'), 'data-state', token ? 'bad' : 'good');
+  const words = `${token ? 'Refused' : 'This relay asks for a token'}: ${why}.`;
+  [answer, failure, locked, asking] = [null, null, words, false];
   draw();
   at('token').focus();
 }

@@ -30,7 +30,7 @@ const AXIS = {
 };
 
 const VALUE = {
-  count: (value) => `${scaled(value)}`,
+  count: scaled,
   bytes,
   seconds: (value) => (value < 1 ? delay(value) : duration(value)),
 };
@@ -52,8 +52,7 @@ function shape(name, attributes) {
 }
 
 class Chart {
-  // `series`: name, `kind` of the line (flow, warn, bad), and `read`, which returns one value for
-  // each time of `lines`. `unit` follows each value.
+  // `series`: name, `kind` of the line (flow, warn, bad), and `read`: one value for each time.
   constructor(parent, { title, scale, unit, series, untitled = false }) {
     Object.assign(this, { title, scale, unit, series, width: 0, height: 0, shown: null });
     this.node = clone('chart');
@@ -189,7 +188,11 @@ class Chart {
       return [line, text];
     }));
 
-    this.series.forEach((it, number) => set(it.path, 'd', this.path(values[number])));
+    // What is zero throughout has no line in the colour of trouble.
+    this.series.forEach((it, number) => {
+      const isQuiet = it.kind !== 'flow' && !values[number].some(Boolean);
+      set(it.path, 'd', isQuiet ? '' : this.path(values[number]));
+    });
     if (pointer && pointer.chart === this) cursor = this.timeAt(pointer.x);
     this.cross();
   }

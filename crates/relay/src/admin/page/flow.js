@@ -44,15 +44,16 @@ function drawFlow(status, elapsed) {
   say(at('in-words'), `${figure(status.accepted_events)} accepted · ${lastWords}`);
 
   const fill = fillOf(queue);
+  fillBar(at('queue-bar'), fill, fillState(fill));
   say(at('queue-percent'), `${scaled(fill * 100)} %`);
   set(at('queue-percent'), 'data-state', queue.full ? 'bad' : fillState(fill));
   const kind = queue.kind === 'disk' ? 'on disk' : 'in memory';
-  const trend = queue.full ? 'full' : pace(queue);
-  say(at('queue-where'), `of ${bytes(queue.capacity_bytes)} ${kind}${trend ? ` · ${trend}` : ''}`);
+  say(at('queue-where'), `of ${bytes(queue.capacity_bytes)} ${kind}`);
   const full = queue.full_seconds === null ? ''
     : `Full for ${duration(queue.full_seconds + elapsed)}: `;
   say(at('queue-words'), queue.full ? `${full}${FULL[queue.when_full]}`
-    : `${count(queue.events, 'event', 'events')} wait · ${bytes(queue.needed_bytes)}`);
+    : `${events(queue.events)} wait · ${
+      pace(queue) || bytes(queue.needed_bytes)}`);
   set(at('queue-words'), 'data-state', queue.full ? 'bad' : 'good');
 
   const sum = (name) => status.outputs.reduce((all, one) => all + one[name], 0);
@@ -63,7 +64,7 @@ function drawFlow(status, elapsed) {
 
   const { lost_events_per_second: lost, refused_429_per_second: refused } = status;
   say(at('gone-rate'), perSecond(lost));
-  set(at('gone-rate'), 'data-state', lost > 0 ? 'bad' : 'good');
+  set(at('gone-rate'), 'data-state', isSeen(lost) ? 'bad' : 'good');
   say(at('gone-unit'), failure ? '' : `lost/s · ${perSecond(refused)}/s get 429`);
   const lastLost = status.last_lost_seconds_ago;
   say(at('gone-chart-words'), lastLost === null ? 'no event lost since the start'

@@ -16,9 +16,22 @@ function part(node, name) {
   return known.get(name);
 }
 
-// Only changes are written. A selection stays, and nothing is read aloud twice.
+// Writes a text; what stands between backticks becomes code, and a number stays on one line with its
+// unit. Only changes are written: a selection stays, and nothing is read aloud twice.
 function say(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+  const pieces = text.replace(/(\d) (?=[a-z%×])| (?=·)/gi, '$1\u00a0').split('`');
+  if (node.textContent === pieces.join('')) return;
+  node.replaceChildren(...pieces.map((it, index) => {
+    if (index % 2 === 0 || index === pieces.length - 1) return it;
+    const code = document.createElement('code');
+    code.textContent = it;
+    return code;
+  }));
+}
+
+// Writes a name that somebody else has chosen, as it is.
+function sayName(node, name) {
+  if (node.textContent !== name) node.textContent = name;
 }
 
 function set(node, name, value) {

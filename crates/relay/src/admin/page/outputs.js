@@ -86,36 +86,28 @@ function drawOutput(node, { it, is }, elapsed) {
   const isOpen = opened.has(it.name);
   set(node, 'data-state', is.state);
   say(of('name'), it.name);
-  set(of('open'), 'title', it.name);
-  say(of('kind'), it.required ? it.type : `${it.type}, not required`);
+    say(of('kind'), it.required ? it.type : `${it.type}, not required`);
   set(of('state'), 'data-state', is.state);
   say(of('state'), is.words);
   say(of('rate'), perSecond(it.delivered_events_per_second));
   say(of('backlog'), figure(it.backlog_events));
   const lag = lagOf(it, elapsed);
   say(of('lag'), lag < 1 ? '< 1 s' : duration(lag));
-  set(of('lag'), 'data-state', isLate(it) || isGrowing(it) ? 'warn' : 'good');
+  set(of('lag'), 'data-state', lag >= 1 && (isLate(it) || isGrowing(it)) ? 'warn' : 'good');
   say(of('latency'), delays(it));
   say(of('lost'), figure(it.lost_events));
   set(of('lost'), 'data-state', lossState(it));
-  say(of('retries'), figure(it.retries));
   const why = whyWords(it, elapsed);
-  say(of('why'), why);
-  set(of('why'), 'title', it.trouble ? errorWords(it, elapsed) : why);
+  say(of('why'), why || 'none');
   say(of('why-narrow'), it.trouble ? why : '');
+  const whole = (it.trouble ? errorWords(it, elapsed) : why).replaceAll('`', '');
+  for (const name of ['why', 'why-narrow']) set(of(name), 'title', whole);
   set(of('open'), 'aria-expanded', isOpen);
   show(of('more'), isOpen);
-  if (isOpen) drawDetails(of, it, is, elapsed);
+  if (isOpen) drawDetails(of, it, elapsed);
 }
 
-// The number of columns that the window has room for. A cell that spans more would add columns.
-const NARROW = matchMedia('(max-width: 56rem)'), MEDIUM = matchMedia('(max-width: 68rem)');
-function columns() {
-  return NARROW.matches ? 5 : MEDIUM.matches ? 7 : 9;
-}
-
-function drawDetails(of, it, is, elapsed) {
-  set(of('more').firstElementChild, 'colspan', columns());
+function drawDetails(of, it, elapsed) {
   const before = it.up ? 'Last error, before it worked again' : 'Last error';
   say(of('error'), it.last_error === null ? '' : `${before}: ${errorWords(it, elapsed)}`);
   show(of('error'), it.last_error !== null);
@@ -125,17 +117,16 @@ function drawDetails(of, it, is, elapsed) {
   const lost = [
     figure(it.lost_events),
     lastLost === null ? '' : `last ${ago(lastLost + elapsed)}`,
-    lostRate > 0 ? `now ${perSecond(lostRate)}/s` : '',
+    isSeen(lostRate) ? `now ${perSecond(lostRate)}/s` : '',
   ];
   const sent = it.sent_bytes_per_second;
   const lag = lagOf(it, elapsed);
   facts(of('facts'), [
-    ['State', is.words, is.state],
     ['Next try', isDown(it) ? retryWords(it, elapsed).replace('next try ', '') : ''],
-    ['Delivered', count(it.delivered_events, 'event', 'events')],
+    ['Delivered', events(it.delivered_events)],
     ['Sent', `${bytes(it.sent_bytes)}${sent === null || failure ? '' : `, ${bytes(sent)}/s`}`],
-    ['Backlog', `${count(it.backlog_events, 'event', 'events')}, ${bytes(it.backlog_bytes)}`],
-    ['Set aside', it.aside ? count(it.aside.events, 'event', 'events') : '',
+    ['Backlog', `${events(it.backlog_events)}, ${bytes(it.backlog_bytes)}`],
+    ['Set aside', it.aside ? events(it.aside.events) : '',
       it.aside && it.aside.at_fault ? 'warn' : 'good'],
     ['Lag', `${lag < 1 ? 'below 1 s' : duration(lag)} (late above ${duration(it.lag_max_seconds)})`,
       isLate(it) ? 'warn' : 'good'],
@@ -143,9 +134,9 @@ function drawDetails(of, it, is, elapsed) {
     ['Retried', count(it.retries, 'attempt', 'attempts')],
     ['Errors', tally(it.errors, ERRORS) || 'none'],
     ['Lost', lost.filter(Boolean).join(', '), lossState(it)],
-    ['Dead letters', count(it.dead_letter_events, 'event', 'events')],
+    ['Dead letters', events(it.dead_letter_events)],
     ['Filtered', tally(it.filtered) || 'none', isDroppingAll(it) ? 'warn' : 'good'],
-    ['Had it already', `${count(it.existing_events, 'event', 'events')}`],
+    ['Had it already', events(it.existing_events)],
     ['Strategy', it.strategy ? it.strategy.replace('_', ' ') : ''],
     ['Shape', it.shape || ''],
     ['While it is down', it.keeps_events ? 'its events are kept' : 'it may lose events'],

@@ -1,29 +1,65 @@
-// --- The rest: listeners, sources, queue, requests, certificates, evidence, process ------------
+// --- The signs of life, and the details --------------------------------------------------------
+
+// The worst state of the findings of these kinds: the relay judges, and the page adds the colour.
+function stateOf(status, kinds) {
+  const states = all(status.verdict.findings).filter((it) => kinds.test(it.kind))
+    .map((it) => it.state);
+  return ['bad', 'warn'].find((it) => states.includes(it));
+}
+
+// "checkpoint 4 s ago, cosigned 5 s ago by 2 witnesses", the age of the oldest cosignature.
+function evidenceWords({ last_checkpoint_seconds_ago: last, witnesses }, elapsed) {
+  const when = (seconds) => ago(seconds + elapsed);
+  const words = last === null ? 'no checkpoint yet' : `checkpoint ${when(last)}`;
+  const oldest = Math.max(...witnesses.map((it) => it.last_seconds_ago ?? Infinity));
+  if (oldest < 0) return words;
+  return `${words}, ${oldest === Infinity ? 'not cosigned by all yet'
+    : `cosigned ${when(oldest)} by ${count(witnesses.length, 'witness', 'witnesses')}`}`;
+}
+
+// One line above the fold, the oldest promise first.
+function drawSigns(status, elapsed) {
+  const { evidence, certificates, listeners, sources, reloads } = status;
+  const days = certificates.map((it) => daysLeft(status, it));
+  const open = listeners.filter((it) => it.address !== null).length;
+  const reading = sources.filter((it) => it.state === 'reading').length;
+  const { success: applied, error: refused } = reloads;
+  const since = (it) => it.last_seconds_ago ?? Infinity;
+  const [word, age] = since(refused) < since(applied) ? ['refused', since(refused)]
+    : ['applied', since(applied)];
+  facts(at('signs'), [
+    ['Evidence', evidence ? evidenceWords(evidence, elapsed) : 'off',
+      stateOf(status, /^(evidence|witness)/)],
+    ['Certificates', days.length > 0 && daysWords(Math.min(...days)),
+      stateOf(status, /^certificate/)],
+    ['Listeners', listeners.length > 0 && `${open} of ${listeners.length} open`,
+      stateOf(status, /^(listener|slow|tls|connections)/)],
+    ['Sources', sources.length > 0 && `${reading} of ${sources.length} read`,
+      stateOf(status, /^source/)],
+    ['Config', age < Infinity ? `${word} ${ago(age + elapsed)}` : 'as at the start',
+      stateOf(status, /^reload/)],
+    ['Memory', memoryWords(status), stateOf(status, /^memory/)],
+  ]);
+}
 
 function drawInputs(status) {
-  list(at('listeners'), 'listener', status.listeners, (it) => it.listener, (node, it) => {
-    const of = (name) => part(node, name);
+  facts(at('listeners'), status.listeners.map((it) => {
     const own = it.address === null || it.address === it.listener;
-    say(of('address'), own ? it.listener : it.address);
-    const waits = it.address === null ? ', waits for its certificate' : '';
-    const configured = own ? '' : `, configured as ${it.listener}`;
-    say(of('kind'), `${it.tls ? 'HTTPS' : 'HTTP'}${configured}${waits}`);
-    say(of('connections'), figure(it.connections));
-    say(of('received'), bytes(it.received_bytes));
-    say(of('latency'), delays(it));
-    say(of('requests'), codes(it.requests) || 'none');
-  });
-  show(at('sources-table'), status.sources.length > 0);
-  list(at('sources'), 'source', status.sources, (it) => it.name, (node, it) => {
-    const of = (name) => part(node, name);
-    say(of('name'), it.name);
-    say(of('kind'), `${it.type}, topic ${it.topic}, group ${it.group}`);
-    const where = count(it.partitions.length, 'partition', 'partitions');
-    say(of('state'), `${it.state}, ${where}`);
-    set(of('state'), 'data-state', it.last_error === null ? 'good' : 'warn');
-    say(of('received'), bytes(it.received_bytes));
-    say(of('error'), it.last_error ?? 'none');
-  });
+    return [own ? it.listener : it.address, [
+      `${it.tls ? 'HTTPS' : 'HTTP'}${own ? '' : `, configured as ${it.listener}`}`,
+      it.address === null ? 'waits for its certificate' : '',
+      count(it.connections, 'connection', 'connections'),
+      `${bytes(it.received_bytes)} received`,
+      `answers p50 / p99 ${delays(it)}`,
+      codes(it.requests) || 'no request',
+    ].filter(Boolean).join(' · '), it.address === null ? 'warn' : 'good'];
+  }));
+  facts(at('sources'), status.sources.map((it) => [it.name, [
+    `${it.type}, topic ${it.topic}, group ${it.group}`,
+    `${it.state}, ${count(it.partitions.length, 'partition', 'partitions')}`,
+    `${bytes(it.received_bytes)} received`,
+    it.last_error ?? 'no error',
+  ].join(' · '), it.last_error === null ? 'good' : 'warn']));
 }
 
 // Requests by the status of their answers: "1,204 × 200, 3 × 429".
@@ -34,20 +70,13 @@ function codes(requests) {
 
 function drawQueueFacts(status, elapsed) {
   const { queue } = status;
-  const fill = fillOf(queue);
-  fillBar(at('queue-bar'), fill, fillState(fill));
   say(at('queue-fault'), queue.fault || '');
   show(at('queue-fault'), queue.fault !== null);
-  const events = (value) => count(value, 'event', 'events');
   const last = ago((queue.last_lost_seconds_ago ?? 0) + elapsed);
   const lost = queue.lost_events === 0 ? 'none' : `${events(queue.lost_events)}, last ${last}`;
-  const needed = `${bytes(queue.needed_bytes)} of ${bytes(queue.capacity_bytes)}`;
-  const full = queue.full ? `for ${duration((queue.full_seconds ?? 0) + elapsed)}` : 'no';
   facts(at('queue-facts'), [
-    ['Needed', needed],
+    ['Needed', `${bytes(queue.needed_bytes)} of ${bytes(queue.capacity_bytes)}`],
     ['Held', `${bytes(queue.bytes)}, ${events(queue.events)}`],
-    ['At this pace', pace(queue) || '–'],
-    ['Full', full, queue.full ? 'bad' : 'good'],
     ['When it is full', queue.when_full && `${queue.when_full}: ${whenFull(queue)}`],
     ['Acknowledged', ACKNOWLEDGE[status.acknowledge]],
     ['Not yet in the queue', bytes(status.in_flight_bytes)],
@@ -65,30 +94,29 @@ function drawRejected(status, elapsed) {
   say(at('rejected-what'), `${last.code} ${REJECTED[last.reason] || last.reason}`);
   say(at('rejected-when'), `${ago(last.seconds_ago + elapsed)}, at ${last.listener}`);
   say(at('rejected-message'), last.message);
-  const counts = Object.entries(status.rejected_requests).filter(([, value]) => value > 0);
-  counts.sort(([, a], [, b]) => b - a);
-  facts(at('rejected-counts'), counts.map(
-    ([reason, value]) => [REJECTED[reason] || reason, count(value, 'request', 'requests')]));
+  say(at('rejected-counts'), `Refused so far: ${tally(status.rejected_requests, REJECTED)}`);
 }
 
 function daysLeft(status, it) {
   return (it.not_after_seconds - status.time_seconds) / DAY;
 }
 
+function daysWords(days) {
+  if (days < 1) return days < 0 ? 'expired' : 'below 1 day';
+  return count(Math.floor(days), 'day', 'days');
+}
+
 function drawCertificates(status) {
   const all = status.certificates;
   show(at('certificates-none'), all.length === 0);
-  show(at('certificates-table'), all.length > 0);
-  const key = (it) => `${it.place} ${it.name} ${it.role}`;
-  list(at('certificates'), 'certificate', all, key, (node, it) => {
+  const whose = { 'output server': 'the consumer\'s', 'listener client': 'a sender\'s' };
+  facts(at('certificates'), all.map((it) => {
     const days = daysLeft(status, it);
-    const whose = { 'output server': 'the consumer\'s', 'listener client': 'a sender\'s' };
-    say(part(node, 'name'), `${it.place} ${it.name}, ${it.role}: ${
-      whose[`${it.place} ${it.role}`] || 'the relay\'s own'}`);
-    say(part(node, 'ends'), new Date(it.not_after_seconds * 1000).toISOString().slice(0, 10));
-    say(part(node, 'left'), days < 0 ? 'expired' : count(Math.floor(days), 'day', 'days'));
-    set(part(node, 'left'), 'data-state', days < 3 ? 'bad' : days < 14 ? 'warn' : 'good');
-  });
+    const owner = whose[`${it.place} ${it.role}`] || 'the relay\'s own';
+    const end = new Date(it.not_after_seconds * 1000).toISOString().slice(0, 10);
+    return [`${it.place} ${it.name}, ${it.role}: ${owner}`, `${daysWords(days)}, until ${end}`,
+      days < 3 ? 'bad' : days < 14 ? 'warn' : 'good'];
+  }));
 }
 
 function drawEvidence(status, elapsed) {
@@ -119,16 +147,17 @@ function apiservers(all, elapsed) {
     : `${figure(ages.length)} heard, the longest silent one ${ago(Math.max(...ages))}`;
 }
 
+function memoryWords({ memory_bytes: memory, memory_limit_bytes: limit }) {
+  return limit === null ? bytes(memory) : `${bytes(memory)} of ${bytes(limit)}`;
+}
+
 function drawProcess(status, elapsed) {
-  const { memory_bytes: memory, memory_limit_bytes: limit, reloads: { success, error } } = status;
+  const { reloads: { success, error } } = status;
   const last = (it) => ago((it.last_seconds_ago ?? 0) + elapsed);
   const result = (it) => (it.count === 0 ? 'none' : `${figure(it.count)}, last ${last(it)}`);
   facts(at('process'), [
-    ['Version', status.version],
     ['Revision', status.revision],
-    ['Started', `${duration(status.uptime_seconds + elapsed)} ago`],
-    ['Memory', limit === null ? bytes(memory) : `${bytes(memory)} of ${bytes(limit)}`,
-      limit !== null && memory > NEARLY * limit ? 'warn' : 'good'],
+    ['Memory', memoryWords(status), stateOf(status, /^memory/)],
     ['Config applied', result(success)],
     ['Config refused', result(error), error.count > 0 ? 'warn' : 'good'],
     ['kube-apiservers', apiservers(status.apiservers ?? [], elapsed)],

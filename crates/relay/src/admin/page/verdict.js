@@ -4,8 +4,8 @@
 // page adds only two facts that the relay can't know: that it does not answer, and that it was
 // restarted.
 
-// The fill level from which the queue has a colour. NEARLY_FULL, and NEARLY of the memory, are the
-// relay's own thresholds; the relay puts them before the script.
+// The fill level from which the queue has a colour. NEARLY_FULL is the relay's own threshold; the
+// relay puts it before the script.
 const HALF = 0.5;
 
 function isWaiting(it) {
@@ -66,13 +66,21 @@ function conditionOf(it, elapsed) {
   return { state, words: stateWords(it, elapsed) };
 }
 
+// A paused output is in trouble if the relay has found so.
+function judged(status, it) {
+  const isPause = (one) => it.paused && one.about === `output ${it.name}` && one.state !== 'note';
+  const pause = all(status.verdict.findings).find(isPause);
+  return pause ? { ...it, trouble: pause.state } : it;
+}
+
 // The outputs: bad trouble first, then other trouble, outputs that are down first in each, then the
 // rest; by name.
 function byTrouble(status, elapsed) {
   const rank = ({ trouble }) => ({ bad: 0, warn: 2 }[trouble] ?? 4);
   const place = (it) => rank(it) + (it.trouble && (it.unsteady || !isDown(it)) ? 1 : 0);
   const order = (a, b) => place(a) - place(b) || (a.name < b.name ? -1 : 1);
-  return [...status.outputs].sort(order).map((it) => ({ it, is: conditionOf(it, elapsed) }));
+  return status.outputs.map((it) => judged(status, it)).sort(order)
+    .map((it) => ({ it, is: conditionOf(it, elapsed) }));
 }
 
 // The fill level of the queue: only needed bytes count.
@@ -126,7 +134,7 @@ function lossWords(status, elapsed) {
   if (status.lost_events === 0) return [there, since].filter(Boolean).join('; ');
   const last = status.last_lost_seconds_ago;
   const speed = status.lost_events_per_second;
-  const now = speed > 0 ? `now ${perSecond(speed)}/s` : '';
+  const now = isSeen(speed) ? `now ${perSecond(speed)}/s` : '';
   const words = [lostBy(status), last === null ? '' : `last ${ago(last + elapsed)}`, now, there, since];
   return words.filter(Boolean).join('; ');
 }
@@ -145,7 +153,7 @@ function verdictOf(status) {
 // Findings with the same state and advice share a line, so that 20 outputs that are down leave room
 // for the table. The headline is not repeated. What follows from a finding stands below it, without
 // advice, because it ends with its cause. Lost events stay lost.
-const TEXTS_MAX = 4;
+const TEXTS_MAX = 2;
 const LASTING = ['events_lost', 'senders_gave_up'];
 function grouped(findings, headline) {
   const groups = new Map();
@@ -178,10 +186,10 @@ let spoken = '';  // the findings that were read aloud last
 function drawVerdict(status, elapsed) {
   const { state, text, findings } = verdictOf(status);
   set(at('verdict'), 'data-state', state);
-  say(at('mark'), { bad: '✕', warn: '!', good: '✓' }[state]);
   say(at('headline'), text);
   set(at('lost'), 'data-state', lostState(status));
-  say(at('lost'), `lost: ${whole.format(status.lost_events)}`);
+  const lost = `lost: ${whole.format(status.lost_events)}`;
+  say(at('lost'), lost);
   say(at('lost-words'), lossWords(status, elapsed));
   list(at('findings'), 'finding', grouped(findings, text), (it) => it.key, (node, it) => {
     set(node, 'data-state', it.state);
@@ -197,9 +205,9 @@ function drawVerdict(status, elapsed) {
   const heard = [state, ...all(findings).map((it) => `${it.state} ${it.about}`)].join('\n');
   if (heard !== spoken) {
     spoken = heard;
-    say(at('spoken'), failure ? '' : [text, ...all(findings).map((it) => it.text)].join(' '));
+    const words = failure ? '' : [text, ...all(findings).map((it) => it.text)].join(' ');
+    say(at('spoken'), words.replaceAll('`', ''));
   }
   const mark = { bad: '✕ ', warn: '! ', good: '' }[state];
-  const lost = `lost: ${whole.format(status.lost_events)}`;
   document.title = `${failure ? '✕ no answer' : `${mark}${lost}`} · kube-audit-forwarder`;
 }

@@ -13,11 +13,11 @@ function drawVolume() {
   show(at('volume'), Boolean(all));
   if (!all) return;
   say(at('volume-words'), `last ${duration(all.seconds)} · ${bytes(all.bytes)} · ${
-    count(all.events, 'event', 'events')}`);
+    events(all.events)}`);
   const rows = [...all.by[by].rows].sort((a, b) => b[unit] - a[unit]).slice(0, 10);
   list(at('volume-rows'), 'heavy', rows, (it) => it.name.join('\n'), (node, it) => {
     const share = all[unit] > 0 ? it[unit] / all[unit] : 0;
-    say(part(node, 'name'), it.name.map((one) => one || '–').join(' · '));
+    sayName(part(node, 'name'), it.name.map((one) => one || '–').join(' · '));
     say(part(node, 'share'), `${scaled(100 * share)} %`);
     fillBar(part(node, 'bar'), share, 'good');
     say(part(node, 'bytes'), estimate(it.bytes, it.bytes_error, bytes));

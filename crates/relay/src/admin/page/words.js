@@ -9,8 +9,15 @@ function count(value, one, many) {
   return `${whole.format(value)} ${value === 1 ? one : many}`;
 }
 
+const events = (value) => count(value, 'event', 'events');
+
 function scaled(value) {
   return value > 0 && value < 99.95 ? fine.format(value) : whole.format(value);
+}
+
+// False if `scaled` shows a zero.
+function isSeen(value) {
+  return value >= 0.05;
 }
 
 // A number of at most 5 characters for an axis or a narrow cell: 950, 12.4k, 3.1M.
@@ -107,7 +114,7 @@ const ACKNOWLEDGE = {
   synced: 'synced: 200 once the events are on the disk',
 };
 
-// The span of the Retry-After that the relay draws: 0.6 to 1.6 times the setting.
+// The span of Retry-After: 0.6 to 1.6 times the setting.
 function comeBack(queue) {
   const [from, to] = [0.6, 1.6].map((part) => Math.round(part * queue.retry_after_seconds));
   return `${Math.max(1, from)} to ${Math.max(1, to)} s`;
