@@ -253,6 +253,25 @@ fn assert_quiet(browser: &Browser, admin: SocketAddr) {
     }
 }
 
+/// Checks that the healthy page is one screen, with the signs of life, and the rest folded.
+fn assert_one_screen(browser: &Browser) {
+    browser.resize(1280, 400);
+    let height = browser.run("return document.documentElement.scrollHeight");
+    assert!(height.as_u64() <= Some(900), "{height}");
+    browser.resize(1280, 800);
+    let signs = browser.text("#signs");
+    for (name, words) in [
+        ("Evidence", "off"),
+        ("Certificates", "60 days"),
+        ("Listeners", "2 of 2 open"),
+        ("Config", "as at the start"),
+        ("Memory", ""),
+    ] {
+        assert!(signs.contains(&format!("{name}\n{words}")), "{name}: {signs}");
+    }
+    assert_eq!(browser.text("#listeners"), "");
+}
+
 #[test]
 fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     let certificates = Certificates::new();
@@ -284,22 +303,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
             number(&browser.text(selector)).is_some_and(|rate| rate > 0.0)
         });
     }
-    // Folded, the page is one screen, with the signs of life in a line.
-    browser.resize(1280, 400);
-    let height = browser.run("return document.documentElement.scrollHeight");
-    assert!(height.as_u64() <= Some(900), "{height}");
-    browser.resize(1280, 800);
-    let signs = browser.text("#signs");
-    for (name, words) in [
-        ("Evidence", "off"),
-        ("Certificates", "60 days"),
-        ("Listeners", "2 of 2 open"),
-        ("Config", "as at the start"),
-        ("Memory", ""),
-    ] {
-        assert!(signs.contains(&format!("{name}\n{words}")), "{name}: {signs}");
-    }
-    assert_eq!(browser.text("#listeners"), "");
+    assert_one_screen(&browser);
     picture(&browser, "healthy");
     assert_fits(&browser);
     browser.resize(1280, 800);
