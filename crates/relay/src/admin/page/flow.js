@@ -45,7 +45,7 @@ function drawFlow(status, elapsed) {
 
   const fill = fillOf(queue);
   fillBar(at('queue-bar'), fill, fillState(fill));
-  say(at('queue-percent'), `${scaled(fill * 100)} %`);
+  say(at('queue-percent'), percent(fill * 100));
   set(at('queue-percent'), 'data-state', queue.full ? 'bad' : fillState(fill));
   const kind = queue.kind === 'disk' ? 'on disk' : 'in memory';
   say(at('queue-where'), `of ${bytes(queue.capacity_bytes)} ${kind}`);

@@ -140,11 +140,11 @@ function refusedConnections(refused, elapsed) {
     + `${reason.replace('_', ' ')}, last ${ago(it.last_seconds_ago + elapsed)}`).join('; ');
 }
 
-// The kube-apiservers that were heard: "3 heard, the longest silent one 8 s ago".
+// The kube-apiservers that were heard: "3 heard; the one silent for longest was heard 8 s ago".
 function apiservers(all, elapsed) {
   const ages = all.map((it) => it.last_heard_seconds_ago + elapsed);
   return ages.length === 0 ? 'not told by the events'
-    : `${figure(ages.length)} heard, the longest silent one ${ago(Math.max(...ages))}`;
+    : `${figure(ages.length)} heard; the one silent for longest was heard ${ago(Math.max(...ages))}`;
 }
 
 function memoryWords({ memory_bytes: memory, memory_limit_bytes: limit }) {

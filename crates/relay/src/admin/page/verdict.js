@@ -66,21 +66,13 @@ function conditionOf(it, elapsed) {
   return { state, words: stateWords(it, elapsed) };
 }
 
-// A paused output is in trouble if the relay has found so.
-function judged(status, it) {
-  const isPause = (one) => it.paused && one.about === `output ${it.name}` && one.state !== 'note';
-  const pause = all(status.verdict.findings).find(isPause);
-  return pause ? { ...it, trouble: pause.state } : it;
-}
-
 // The outputs: bad trouble first, then other trouble, outputs that are down first in each, then the
 // rest; by name.
 function byTrouble(status, elapsed) {
   const rank = ({ trouble }) => ({ bad: 0, warn: 2 }[trouble] ?? 4);
   const place = (it) => rank(it) + (it.trouble && (it.unsteady || !isDown(it)) ? 1 : 0);
   const order = (a, b) => place(a) - place(b) || (a.name < b.name ? -1 : 1);
-  return status.outputs.map((it) => judged(status, it)).sort(order)
-    .map((it) => ({ it, is: conditionOf(it, elapsed) }));
+  return [...status.outputs].sort(order).map((it) => ({ it, is: conditionOf(it, elapsed) }));
 }
 
 // The fill level of the queue: only needed bytes count.

@@ -4,7 +4,7 @@ let volume = null;  // the last answer of /status/volume
 
 // An estimate with its error: "12 MiB ± 1.0 MiB". Without an error it is exact.
 function estimate(value, error, words) {
-  return error > 0 ? `${words(value)} ± ${words(error)}` : words(value);
+  return error > 0 ? `${words(value)} ± ${words(error, value)}` : words(value);
 }
 
 function drawVolume() {
@@ -18,7 +18,7 @@ function drawVolume() {
   list(at('volume-rows'), 'heavy', rows, (it) => it.name.join('\n'), (node, it) => {
     const share = all[unit] > 0 ? it[unit] / all[unit] : 0;
     sayName(part(node, 'name'), it.name.map((one) => one || '–').join(' · '));
-    say(part(node, 'share'), `${scaled(100 * share)} %`);
+    say(part(node, 'share'), percent(100 * share));
     fillBar(part(node, 'bar'), share, 'good');
     say(part(node, 'bytes'), estimate(it.bytes, it.bytes_error, bytes));
     say(part(node, 'events'), estimate(it.events, it.events_error, figure));

@@ -37,11 +37,19 @@ function figure(value) {
   return value < 100000 ? whole.format(value) : brief(value);
 }
 
+// A share of something that is there is not zero: 0.01 %.
+function percent(value) {
+  const small = value < 0.005 ? '< 0.01' : value.toFixed(2);
+  return `${value > 0 && value < 0.05 ? small : scaled(value)} %`;
+}
+
 const BYTES = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
-function bytes(value) {
+// `value` in the unit that `like` has.
+function bytes(value, like = value) {
   let unit = 0;
-  while (value >= 1023.5 && unit < BYTES.length - 1) {
+  while (like >= 1023.5 && unit < BYTES.length - 1) {
     value /= 1024;
+    like /= 1024;
     unit += 1;
   }
   return `${unit === 0 ? whole.format(value) : scaled(value)} ${BYTES[unit]}`;
