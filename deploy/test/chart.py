@@ -104,7 +104,7 @@ def custom_problems(documents):
     The lists hold the fields that are used here, not all of the API.
     """
     endpoint = {"port", "path", "interval", "scrapeTimeout", "authorization"}
-    rule = {"alert", "expr", "for", "labels", "annotations"}
+    rule = {"alert", "expr", "for", "keep_firing_for", "labels", "annotations"}
     for document in documents:
         spec = document.get("spec", {})
         if document["kind"] == "PodMonitor":
