@@ -102,7 +102,7 @@ impl ConfigFile {
 
     /// Returns the first mistake of the config that was read last, with its line and its key.
     pub(super) fn first_mistake(&self) -> Option<String> {
-        let is_mistake = |it: &&Problem| matches!(it.severity, Severity::Error | Severity::Fault);
+        let is_mistake = |it: &&Problem| it.severity == Severity::Error;
         self.problems.iter().find(is_mistake).map(|it| match &*it.path {
             "" => format!("line {}: {}", it.line, it.message),
             key => format!("line {}, {key}: {}", it.line, it.message),

@@ -119,8 +119,8 @@ impl Parts {
             None => self.file.again.end(),
         }
         self.file.reloads.reloaded(refused.is_none());
-        let why = |refused: &Refused| mistake.unwrap_or_else(|| refused.to_string());
-        self.admin.reloaded(refused.as_ref().map(why));
+        let mistake = mistake.filter(|_| matches!(refused, Some(Refused::Problems)));
+        self.admin.reloaded(mistake.or_else(|| refused.as_ref().map(Refused::to_string)));
         let Some(refused) = refused else {
             tracing::info!("config reloaded");
             return;

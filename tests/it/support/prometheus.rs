@@ -64,7 +64,7 @@ impl Prometheus {
         let rules = rules::faster(&std::fs::read_to_string(rules).expect("the rules"), times);
         // Alertmanager forgets an alert after four times this. Prometheus needs five seconds after
         // its start until it knows its Alertmanagers, whatever the rules say.
-        Self::launch(&["--rules.alert.resend-delay=6s"], |directory| {
+        Self::launch(&["--rules.alert.resend-delay=8s"], |directory| {
             let file = directory.join("rules.yaml");
             std::fs::write(&file, rules).expect("a writable directory");
             let managers = json!([{ "targets": [alertmanager.to_string()] }]);

@@ -96,8 +96,8 @@ fn alerts_that_fire_together_are_one_notification_the_cause() {
     assert_eq!(told, wanted);
 }
 
-/// Method: for Prometheus, a second is a third of a minute. A consumer goes down for a quarter of
-/// an hour of that time. Meanwhile the relay is restarted, and so is Prometheus.
+/// Method: for Prometheus, a second is ten seconds. A consumer goes down for a quarter of an
+/// hour of that time. Meanwhile the relay is restarted, and so is Prometheus.
 #[test]
 fn a_trouble_is_one_notification_through_restarts_of_the_relay_and_of_prometheus() {
     let (mut sink, spool, directory) =
@@ -108,7 +108,7 @@ fn a_trouble_is_one_notification_through_restarts_of_the_relay_and_of_prometheus
     let targets = directory.path().join("targets.json");
     target(&targets, relay.admin());
     let manager = Alertmanager::start();
-    let mut prometheus = Prometheus::faster(20, &targets, manager.address());
+    let mut prometheus = Prometheus::faster(10, &targets, manager.address());
     let mut seed = 0;
     let mut pass = |relay: &Relay, seconds: u32| {
         for _ in 0..seconds {
@@ -126,7 +126,7 @@ fn a_trouble_is_one_notification_through_restarts_of_the_relay_and_of_prometheus
     sink.close();
     let begun = Instant::now();
     while manager.told().is_empty() {
-        assert!(begun.elapsed() < PATIENCE, "no notification");
+        assert!(begun.elapsed() < PATIENCE * 4, "no notification");
         pass(&relay, 1);
     }
     relay.stop();
@@ -135,13 +135,13 @@ fn a_trouble_is_one_notification_through_restarts_of_the_relay_and_of_prometheus
     pass(&relay, 4);
     prometheus.restart();
     // Longer than Alertmanager keeps an alert of which it hears no more.
-    pass(&relay, 28);
+    pass(&relay, 38);
     assert_eq!(manager.told(), [wanted(true)], "it fires once, and is not resolved");
     assert_eq!(prometheus.query("ALERTS{alertstate=\"firing\"}").len(), 1);
     sink.reopen();
     let begun = Instant::now();
     while manager.told().len() < 2 {
-        assert!(begun.elapsed() < PATIENCE, "it is never resolved");
+        assert!(begun.elapsed() < PATIENCE * 4, "it is never resolved");
         pass(&relay, 1);
     }
     pass(&relay, 4);
