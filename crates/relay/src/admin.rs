@@ -84,6 +84,7 @@ pub struct Admin {
     shown: ArcSwap<Shown>,
     /// The error of the address for which a reload waits; `None` if no reload waits.
     awaited_address: Mutex<Option<String>>,
+    /// The first mistake of the config that the last reload refused; `None` if it was applied.
     refused_config: Mutex<Option<String>>,
     history: History,
     /// `true`: the start of the relay is over.
@@ -366,7 +367,7 @@ impl Admin {
             let why = format!("{} (not fatal)", error.as_deref().unwrap_or("not connected yet"));
             line(&format!("output {}", output.name), (!snapshot.up).then_some(why.as_str()));
         }
-        // Whoever sees no metrics at all, because of a wrong token, asks the probe address.
+        // An operator whose Prometheus has a wrong token sees no metrics, and asks this address.
         if let Some(at) = *lock(&self.unauthorized) {
             let (count, ago) = (self.telemetry.unauthorized().get(), at.elapsed().as_secs());
             let requests = counted(count, "request", "requests");

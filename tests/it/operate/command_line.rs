@@ -206,7 +206,7 @@ fn every_asker_says(directory: &Path, words: &str, texts: &[&str]) {
     for command in
         ["top --once", "volume", "drain --seconds 0", "healthcheck", "doctor --interval 0s"]
     {
-        // These two need no token, and the probe address answers them.
+        // drain and healthcheck need no token, and the probe address answers them.
         let is_open = ["drain --seconds 0", "healthcheck"].contains(&command);
         if is_open && texts.iter().any(|text| text.contains("token_file") || text.contains("probe"))
         {

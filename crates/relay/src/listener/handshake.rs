@@ -17,6 +17,11 @@ use super::sender::Sender;
 use client::tls::{ServerSettings, handshake_error, not_after};
 use telemetry::{ListenerMetrics, Telemetry, TlsFailure};
 
+/// Returns the message about a failed handshake with a sender, whose CAs are in this key.
+fn words_of(error: &io::Error) -> Cow<'static, str> {
+    handshake_error(error, Some("tls.client_ca")).into()
+}
+
 /// The beginnings of HTTP requests without TLS, and of h2 without TLS (RFC 9113 §3.4).
 const PLAIN_HTTP: [&[u8; 4]; 6] = [b"POST", b"GET ", b"HEAD", b"PUT ", b"OPTI", b"PRI "];
 
@@ -72,11 +77,11 @@ impl Failure {
             Some(Error::InvalidCertificate(_)) => {
                 return Self {
                     reason: TlsFailure::BadCertificate,
-                    words: handshake_error(error, Some("tls.client_ca")).into(),
+                    words: words_of(error),
                 };
             }
             Some(_) | None => {
-                return Self { reason: TlsFailure::Other, words: handshake_error(error, Some("tls.client_ca")).into() };
+                return Self { reason: TlsFailure::Other, words: words_of(error) };
             }
         };
         Self { reason, words: words.into() }
@@ -103,7 +108,7 @@ impl Failure {
                 TlsFailure::ProtocolVersion,
                 "the sender does not accept the versions of TLS that this listener offers".into(),
             ),
-            _ => (TlsFailure::Other, handshake_error(error, Some("tls.client_ca")).into()),
+            _ => (TlsFailure::Other, words_of(error)),
         };
         Self { reason, words }
     }

@@ -12,9 +12,7 @@ mod outputs;
 mod relay;
 mod senders;
 
-pub use outputs::{
-    ON_TRIAL, cause, is_down, is_dropping_all, is_growing, is_late, is_passed_over, is_stalling,
-};
+pub use outputs::{ON_TRIAL, cause, is_down, is_dropping_all, is_growing, is_late, is_passed_over};
 pub use relay::difference;
 pub use senders::SENDERS;
 

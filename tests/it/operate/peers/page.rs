@@ -721,7 +721,7 @@ fn the_page_shows_what_the_relay_judges_in_its_order_and_as_text() {
     assert_eq!((browser.text("#gone-rate"), browser.run(state)), ("0.1".to_owned(), "bad".into()));
     assert_readable(&browser);
     assert_fits(&browser);
-    // What is shown as zero has no colour.
+    // A figure that is shown as zero has no colour.
     pretend(&browser, "status.lost_events = 1; status.lost_events_per_second = 0.04;");
     wait_for_text(&browser, "#gone-rate", "0.0");
     assert_eq!(browser.run(state), "good");

@@ -41,7 +41,7 @@ fn is_forgotten(it: &Output) -> bool {
 }
 
 /// Returns `true` if a delivery of this output has timed out in the last two minutes.
-pub fn is_stalling(it: &Output) -> bool {
+fn is_stalling(it: &Output) -> bool {
     it.health.stalled_seconds_ago.is_some_and(|ago| ago < STALLED_LATELY)
 }
 
