@@ -28,6 +28,7 @@ pub mod request;
 pub mod scan;
 mod strict;
 pub mod time;
+pub mod wrapping;
 
 #[cfg(target_arch = "x86_64")]
 pub use fast::Isa;

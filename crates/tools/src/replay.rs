@@ -11,7 +11,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `self` `client` `packing` `resume` `wrapping` | the run · requests · compression · the resume file · records around events |
+//! | 1 | `self` `client` `packing` `resume` | the run · requests · compression · the resume file |
 //! | 2 | `line` `spool` | a line of a log · a queue's directory |
 //! | 3 | `input` | what is read |
 //! | 4 | `follow` | a log that grows and is rotated |
@@ -37,7 +37,6 @@ mod line;
 pub mod packing;
 mod resume;
 mod spool;
-mod wrapping;
 
 use client::{Client, Failed};
 use input::{Batch, Item, Place};

@@ -141,6 +141,9 @@ fn every_form_of_body_is_read_and_the_offset_behind_it_committed() {
     relay.finish(Backlog::Empty);
 }
 
+const SKIPPED: &str = "a Kafka message is too large or has no valid audit events: it is skipped, \
+                       and its events are lost and counted";
+
 #[test]
 fn a_message_without_events_is_counted_told_and_passed_over() {
     let cluster = Cluster::start(1, 1);
@@ -169,11 +172,7 @@ fn a_message_without_events_is_counted_told_and_passed_over() {
     assert_eq!(of("requests_rejected_total", ("reason", "too_large")), 1.0);
     let answered = |code| metrics.value("requests_total", &[("listener", "topic"), ("code", code)]);
     assert_eq!((answered("200"), answered("400"), answered("413")), (3.0, 4.0, 1.0));
-    let told = relay.wait_for_log(
-        "a Kafka message is too large or has no valid audit events: it is skipped, and its events \
-         are lost and counted",
-        PATIENCE,
-    );
+    let told = relay.wait_for_log(SKIPPED, PATIENCE);
     assert_eq!((&told["topic"], &told["partition"]), (&"audit".into(), &0.into()), "{told}");
     assert_eq!(told["offset"], 1, "{told}");
     assert!(!relay.log_text().contains("hunter2"), "{}", relay.log_text());
@@ -182,6 +181,39 @@ fn a_message_without_events_is_counted_told_and_passed_over() {
 
 /// Method: the relay reads everything while its consumer is down, and is killed. Nothing may have
 /// been committed, and the next relay must read everything again and deliver each event once.
+/// An Event Hub of Azure, to which the diagnostic setting of an AKS cluster exports: a message has
+/// several records, each with the text of one event. A record of another category has none.
+#[test]
+fn the_records_of_an_event_hub_are_unwrapped_byte_for_byte() {
+    let cluster = Cluster::start(1, 1);
+    let sink = TcpSink::start();
+    let output = format!(
+        "[[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n",
+        sink.address()
+    );
+    let record = |category: &str, log: &[u8]| {
+        let log = Value::from(std::str::from_utf8(log).unwrap());
+        format!(r#"{{"time":"t","category":"{category}","properties":{{"log":{log}}}}}"#)
+    };
+    let logged = events(0, 0..3);
+    let hub =
+        |records: &[String]| format!(r#"{{"records": [{}]}}"#, records.join(",")).into_bytes();
+    let ours: Vec<String> = logged[..2].iter().map(|event| record("kube-audit", event)).collect();
+    let scheduler = record("kube-scheduler", b"I1125 11:00:00 a line");
+    let mixed = [scheduler.clone(), record("kube-audit", &logged[2])];
+    cluster.put(0, &[hub(&ours), hub(&mixed), hub(&[scheduler])]);
+    let relay = worker(&cluster, "", &output);
+    wait_until_committed(&cluster, &[3]);
+    wait_until("every event", PATIENCE, || sink.count() >= 3);
+    assert!(sink.lines() == logged);
+    // What has no event is counted, one message after the other.
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("requests_rejected_total", &[("reason", "invalid")]), 2.0);
+    let told = relay.wait_for_log(SKIPPED, PATIENCE);
+    assert!(told["error"].as_str().unwrap().contains("one record that can't be used"), "{told}");
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn what_no_output_has_acknowledged_is_read_again_after_a_kill() {
     let cluster = Cluster::start(1, 2);

@@ -8,7 +8,8 @@
 //! read again: about `max_in_flight` bytes at most, and those acknowledged in the last second.
 //!
 //! A message that is too large or not valid would block its partition permanently. Such a message
-//! is counted, logged and skipped.
+//! is counted, logged and skipped. So is a record inside a message that has no event, beside
+//! others that have one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 
 use super::{Orders, Source, Status};
 use audit::LevelCounts;
+use audit::wrapping::{self, Unwrapped};
 use base::lock::lock;
 use base::staged::Staged;
 use client::kafka::{Changes, Cluster, Trouble};
@@ -539,8 +541,7 @@ impl Intake<'_> {
         let refused = if payload.len() as u64 >= self.reader.max_body {
             Some((Rejection::TooLarge, 413, "larger than limits.max_body".to_owned()))
         } else {
-            let invalid = group.add(payload).err();
-            invalid.map(|error| (Rejection::Invalid, 400, error.to_string()))
+            group.add(payload).err().map(|error| (Rejection::Invalid, 400, error))
         };
         if let Some((reason, code, error)) = refused {
             self.reader.metrics.rejected(reason, code, &error);
@@ -639,10 +640,24 @@ impl Drop for Intake<'_> {
 }
 
 impl Group {
-    /// Adds the events of a message to the batch. After an error, the batch is as it was.
-    fn add(&mut self, payload: &[u8]) -> Result<(), audit::Invalid> {
+    /// Adds the events of a message to the batch, also those inside the records of another system,
+    /// such as Azure's in an Event Hub. `Err` is what of the message can't be used: after it, the
+    /// batch is as it was, or has the events of the records beside those that can't be used.
+    fn add(&mut self, payload: &[u8]) -> Result<(), String> {
+        let Err(as_body) = self.add_body(payload) else { return Ok(()) };
+        let mut found = Unwrapped::default();
+        let unwrapped = str::from_utf8(payload)
+            .map_err(|_| None)
+            .and_then(|payload| wrapping::unwrap(payload, wrapping::DEPTH_MAX, &mut found));
+        unwrapped.map_err(|what| what.unwrap_or_else(|| as_body.to_string()))?;
+        self.add_body(&found.events).map_err(|error| error.to_string())?;
+        found.told().map_or(Ok(()), Err)
+    }
+
+    /// Adds the events of a body to the batch. After an error, the batch is as it was.
+    fn add_body(&mut self, body: &[u8]) -> Result<(), audit::Invalid> {
         let start = self.lines.len();
-        self.lines.extend_from_slice(payload);
+        self.lines.extend_from_slice(body);
         self.lines.push(b'\n');
         let body = self.lines.get_mut(start..).unwrap_or_default();
         match audit::decode_in_place(body) {

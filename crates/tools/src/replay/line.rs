@@ -8,9 +8,8 @@
 
 use std::ops::Range;
 
+use audit::wrapping::{self, Unwrapped};
 use audit::{EVENT_HEAD, Invalid, LIST_HEAD};
-
-use super::wrapping::{self, Unwrapped};
 
 /// The maximum bytes of a node's name, which is a DNS subdomain (RFC 1123).
 const NODE_BYTES_MAX: usize = 253;
@@ -61,13 +60,8 @@ pub(super) fn find(line: &mut Vec<u8>) -> Result<Found, String> {
     let mut found = Unwrapped::default();
     let unwrapped = wrapping::unwrap(text, wrapping::DEPTH_MAX, &mut found);
     unwrapped.map_err(|what| what.unwrap_or(as_event))?;
-    let Unwrapped { events, others, first } = found;
-    *line = events;
-    let others = match others {
-        0 => None,
-        1 => Some(format!("one record that can't be used: {first}")),
-        _ => Some(format!("{others} records that can't be used, the first: {first}")),
-    };
+    let others = found.told();
+    *line = found.events;
     Ok(Found { range: 0..line.len(), others })
 }
 

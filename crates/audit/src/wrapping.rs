@@ -23,7 +23,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// The maximum number of arrays, records and strings around an event. Azure needs five.
-pub(super) const DEPTH_MAX: usize = 8;
+pub const DEPTH_MAX: usize = 8;
 
 /// The members of a record that may contain events.
 const MEMBERS: [&str; 11] = [
@@ -45,16 +45,27 @@ const GOOGLE: &str = "an entry of Google Cloud's audit logs (protoPayload) is no
 
 /// The events of a text, and the number of elements of its arrays that can't be used.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Unwrapped {
+pub struct Unwrapped {
     /// The events, each followed by `\n`.
-    pub(super) events: Vec<u8>,
+    pub events: Vec<u8>,
     /// The number of elements of arrays that have no event, beside others that have one.
-    pub(super) others: usize,
+    pub others: usize,
     /// The fault of the first of these elements; empty if there are none.
-    pub(super) first: String,
+    pub first: String,
 }
 
 impl Unwrapped {
+    /// Returns a message about the elements that can't be used, if there are any.
+    #[must_use]
+    pub fn told(&self) -> Option<String> {
+        let (others, first) = (self.others, &self.first);
+        match others {
+            0 => None,
+            1 => Some(format!("one record that can't be used: {first}")),
+            _ => Some(format!("{others} records that can't be used, the first: {first}")),
+        }
+    }
+
     fn append(&mut self, mut other: Self) {
         self.events.append(&mut other.events);
         self.others += other.others;
@@ -65,13 +76,13 @@ impl Unwrapped {
 }
 
 /// Appends what is in `text` to `found`. `depth` is the number of layers that may be around the
-/// events. `Err` is the fault, or `None` if the text does not begin an array or a string and is not
-/// a known record; then nothing is appended.
-pub(super) fn unwrap(
-    text: &str,
-    depth: usize,
-    found: &mut Unwrapped,
-) -> Result<(), Option<String>> {
+/// events.
+///
+/// # Errors
+///
+/// The fault, or `None` if the text does not begin an array or a string and is not a known record;
+/// then nothing is appended.
+pub fn unwrap(text: &str, depth: usize, found: &mut Unwrapped) -> Result<(), Option<String>> {
     let text = text.trim_ascii();
     let Some(depth) = depth.checked_sub(1) else {
         return Err(Some("too many layers are around the event".to_owned()));
@@ -167,7 +178,7 @@ fn of_record(
 /// Appends what is in a text inside a record, an array or a string. The text may be an event.
 fn inner(text: &str, depth: usize, found: &mut Unwrapped) -> Result<(), String> {
     let text = text.trim_ascii();
-    let as_event = match text.starts_with('{').then(|| audit::decode(text.into())) {
+    let as_event = match text.starts_with('{').then(|| crate::decode(text.into())) {
         Some(Ok(batch)) => {
             found.events.extend_from_slice(&batch.lines);
             return Ok(());
