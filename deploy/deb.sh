@@ -2,13 +2,27 @@
 # Makes the package for Debian and Ubuntu of a static program: with a service of systemd, man pages
 # and completions. The same program gives the same bytes. deploy/release.sh calls it.
 #
+#   deploy/deb.sh
+#       builds the program of this clone, which takes some minutes, a C compiler, binutils and
+#       Python 3, and prints the name of the package. The variable PROGRAM may name a program that
+#       is built already
 #   deploy/deb.sh PROGRAM PACKAGE VERSION ARCHITECTURE EPOCH FILE
 #
 # PROGRAM is run for its man pages. PACKAGE is the name of the package: kube-audit-forwarder, or
 # kube-audit-forwarder-kafka, of which a machine has one at most. EPOCH is the time of the files, in
 # seconds since 1970.
 set -euo pipefail
-[ "$#" -eq 6 ] || { echo "usage: deploy/deb.sh PROGRAM PACKAGE VERSION ARCHITECTURE EPOCH FILE" >&2; exit 2; }
+if [ "$#" -eq 0 ]; then
+  cd "$(dirname "$(realpath "$0")")/.."
+  target=${CARGO_TARGET_DIR:-target}
+  [ -n "${PROGRAM:-}" ] || deploy/static-binary.sh "" "$target" >&2
+  version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1) arch=$(dpkg --print-architecture)
+  file=$target/kube-audit-forwarder_${version}_$arch.deb
+  deploy/deb.sh "${PROGRAM:-$target/static/kube-audit-forwarder}" kube-audit-forwarder "$version" "$arch" "$(date +%s)" "$file"
+  echo "$file"
+  exit
+fi
+[ "$#" -eq 6 ] || { echo "usage: deploy/deb.sh [PROGRAM PACKAGE VERSION ARCHITECTURE EPOCH FILE]" >&2; exit 2; }
 program=$(realpath "$1") package=$2 version=$3 arch=$4 epoch=$5 file=$(realpath "$6")
 cd "$(dirname "$(realpath "$0")")/.."
 umask 022

@@ -639,6 +639,9 @@ def page_problems(helm, directory):
             if words[:2] not in (["helm", "install"], ["helm", "upgrade"]):
                 continue
             count += 1
+            # deploy/test/release.sh runs what fetches the published chart.
+            if any(word.startswith("oci://") for word in words):
+                continue
             # The cluster has the values of before; a template has none.
             arguments = [word for word in words[2:] if word not in ("--reuse-values", "--reset-then-reuse-values")]
             done = helm.run("template", *arguments, cwd=place)

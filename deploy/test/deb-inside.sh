@@ -98,7 +98,7 @@ bash -euo pipefail certificates.sh 2>certificates.log || fail "$(cat certificate
 openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=relay.example.com \
   -addext subjectAltName=DNS:relay.example.com -keyout /etc/ssl/private/relay.example.com.key \
   -out /etc/ssl/certs/relay.example.com.crt 2>/dev/null
-cp senders-ca.crt "/etc/$NAME/"
+cp senders-ca.crt /root/
 mkdir -p "/etc/systemd/system/$NAME.service.d"
 cp credentials.conf "/etc/systemd/system/$NAME.service.d/"
 cp page.toml "$CONFIG"

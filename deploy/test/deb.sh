@@ -41,11 +41,12 @@ cp deploy/test/deb-inside.sh "$root/test/inside.sh"
 # What docs/operating/virtual-machine.md has to paste: the commands that make certificates, the
 # drop-in, and the config.
 block() {
-  awk -v wanted="\`\`\`$1" -v number="$2" '$0 == "```" { on = 0 } on; $0 == wanted { on = ++count == number }' \
-    docs/operating/virtual-machine.md >"$root/test/$3"
+  sed '/^ *<!-- If .*, hidden$/,/^ *End if -->$/d' docs/operating/virtual-machine.md |
+    awk -v wanted="\`\`\`$1" -v number="$2" '$0 == "```" { on = 0 } on; $0 == wanted { on = ++count == number }' \
+      >"$root/test/$3"
   [ -s "$root/test/$3" ] || fail "docs/operating/virtual-machine.md has no block $2 of $1"
 }
-block sh 3 certificates.sh
+block sh 2 certificates.sh
 block ini 1 credentials.conf
 block toml 1 page.toml
 # A newer version of the same package, with another line in its config.

@@ -804,13 +804,16 @@ def control_plane_log_self_test(documents, base, relay):
             yield f"nothing is said of {what}"
 
 
+def command_lines(page):
+    """Yields the lines of a page's shell blocks. What deploy/published.sh has hidden is left out."""
+    shown = re.sub(r"^ *<!-- If \w+, hidden\n.*?^ *End if -->$", "", page, flags=re.MULTILINE | re.DOTALL)
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", shown, re.MULTILINE | re.DOTALL):
+        yield from (line.strip() for line in block.replace("\\\n", " ").splitlines())
+
+
 def commands_of(page):
     """Yields the commands of a page's shell blocks, as words, in the order of the page."""
-    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words:
-                yield words
+    yield from filter(None, (shlex.split(line, comments=True) for line in command_lines(page)))
 
 
 def moving_in_problems(page, rendered):

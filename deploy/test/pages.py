@@ -30,7 +30,7 @@ from manifests import APP, NAMESPACE, REPOSITORY
 PAGE = "docs/replace-cloud-logs-app.md"
 THEIRS = "icr.io/ibm/ibmcloud-kube-audit-to-ibm-cloud-logs:latest"
 # Other tests run the image and count events; these need a cluster or a registry.
-ELSEWHERE = ("port-forward", "skopeo")
+ELSEWHERE = ("port-forward", "skopeo", "deploy/image.sh")
 
 
 def metadata(name, **more):
@@ -88,14 +88,16 @@ def wanted(deployment):
     """Returns the writes that the page promises, in their order."""
     path = api.path_of(deployment)
     namespace = f"/api/v1/namespaces/{NAMESPACE}"
-    image = "ghcr.io/kube-audit-forwarder/kube-audit-forwarder:0.2.0"
+    unpublished = (REPOSITORY / "deploy/published").read_text() == "none\n"
+    registry = "icr.io/my-namespace" if unpublished else "ghcr.io/kube-audit-forwarder"
+    image = f"{registry}/kube-audit-forwarder:0.2.0"
+    secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "data": {"a": "Yg=="}}
+    yield "POST", f"{namespace}/secrets", secret | {"metadata": {"name": "all-icr-io", "namespace": NAMESPACE}}
+    yield "PATCH", f"{namespace}/serviceaccounts/default", {"imagePullSecrets": [{"name": "all-icr-io"}]}
     yield "PATCH", f"{path}/scale", {"spec": {"replicas": 2}}
     containers = {"$setElementOrder/containers": [{"name": APP}], "containers": [{"image": image, "name": APP}]}
     yield "PATCH", path, {"spec": {"template": {"spec": containers}}}
     yield "PATCH", path, "the pod of before"
-    secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "data": {"a": "Yg=="}}
-    yield "POST", f"{namespace}/secrets", secret | {"metadata": {"name": "all-icr-io", "namespace": NAMESPACE}}
-    yield "PATCH", f"{namespace}/serviceaccounts/default", {"imagePullSecrets": [{"name": "all-icr-io"}]}
 
 
 def understood(write):
@@ -119,10 +121,7 @@ def bare(value):
 
 
 def command_lines(page):
-    """Yields the lines of the page's blocks of shell."""
-    blocks = re.findall(r"^[ ]*```sh\n(.*?)^[ ]*```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    for block in blocks:
-        yield from (line.strip() for line in block.replace("\\\n", " ").splitlines())
+    return manifests.command_lines(page.read_text())
 
 
 def without_cluster(kubectl):

@@ -253,9 +253,93 @@ published() {
   skopeo copy --quiet --dest-tls-verify=false --src-tls-verify=false \
     "docker://$place/org/$NAME-kafka:$version" "docker://$place/org/$NAME:$version"
   refused "a tag is never moved" deploy/publish.sh "$release" "$key" "$place/org" --plain-http
+  of_pages "$release" "$place" "$helm" "$version"
+  of_a_clone "$place" "$version"
   kill "$registry"
   wait "$registry" || true
   registry=""
+}
+
+# Runs each command of the pages that fetches something of the release $1, as if it were published
+# in the registry $2: with the registry and a file server of this machine in the place of ghcr.io
+# and GitHub, and with buildah in the place of podman.
+of_pages() {
+  local release=$1 place=$2 helm=$3 version=$4 clone="$work/a clone elsewhere" line files count=0
+  "$clone/deploy/published.sh" "$version"
+  mkdir -p "$work/reader/bin" "$work/reader/here"
+  python3 -u -m http.server --bind 127.0.0.1 --directory "$release" 0 >"$work/files.log" 2>&1 &
+  server=$!
+  for _ in $(seq 100); do
+    files=$(sed -n 's/^Serving HTTP on .* port \([0-9]*\) .*/\1/p' "$work/files.log")
+    [ -z "$files" ] || break
+    sleep 0.1
+  done
+  [ -n "$files" ] || fail "the file server does not start: $(cat "$work/files.log")"
+  while read -r line; do
+    line=${line//https:\/\/github.com\/kube-audit-forwarder\/$NAME\/releases\/download\/v$version/http:\/\/127.0.0.1:$files}
+    line=${line//ghcr.io\/kube-audit-forwarder/$place\/org}
+    case $line in
+    "curl -fLO "*) (cd "$work/reader/here" && eval "${line/curl/curl --silent --show-error --noproxy '*'}") ;;
+    "podman pull "* | "podman run "*) skopeo inspect --tls-verify=false "docker://${line##* }" >/dev/null ;;
+    "helm pull "*) (cd "$work/reader/here" && eval "${line/helm/$helm} --plain-http") ;;
+    "helm install "*) eval "${line/helm install/$helm template} --plain-http" >"$work/reader/objects" ;;
+    *"kubectl set image "*) skopeo inspect --tls-verify=false "docker://${line##*=}" >/dev/null ;;
+    *) fail "no test runs this command of the pages: $line" ;;
+    esac || fail "with a release, this command of the pages fails: $line"
+    count=$((count + 1))
+  done < <(find "$clone/README.md" "$clone/docs" -name '*.md' -exec cat {} + |
+    sed -e ':a' -e '/\\$/{ N; s/\\\n *//; ba' -e '}' -e 's/--set-file config=[^ ]*//' |
+    grep -E '^[a-z].*(ghcr\.io/|releases/download)')
+  [ "$count" -ge 6 ] || fail "only $count commands of the pages fetch a part of the release"
+  kill "$server"
+  wait "$server" || true
+  server=""
+  grep -q "image: .*kube-audit-forwarder:$version" "$work/reader/objects" || fail "the published chart has no image"
+  tar -xzf "$work/reader/here/$NAME-$version-linux-$arch.tar.gz" -C "$work/reader/here"
+  "$work/reader/here/$NAME-$version/$NAME" --version >/dev/null
+  dpkg-deb --info "$work/reader/here/${NAME}_${version}_$arch.deb" >/dev/null
+  git -C "$clone" checkout --quiet -- README.md docs deploy/published
+}
+
+# Without a release, a reader makes the image: for the registry $1, and for clusters without one.
+# kind and k3s are stand-ins, which read the image's file as those do.
+of_a_clone() {
+  local place=$1 version=$2 image program
+  export ENGINE=buildah PROGRAM=$work/programs/default/$NAME
+  export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot CONTAINERS_STORAGE_CONF=$work/storage.conf
+  printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$work/storage" "$work/storage-run" \
+    >"$CONTAINERS_STORAGE_CONF"
+  image=$(deploy/image.sh "$place/mine/$NAME" 2>"$work/image.log") || fail "$(cat "$work/image.log")"
+  [ "$image" = "$place/mine/$NAME:$version" ] || fail "image.sh printed $image"
+  image=$(deploy/image.sh "$place/mine/$NAME:mine" 2>"$work/image.log") || fail "$(cat "$work/image.log")"
+  [ "$(skopeo inspect --tls-verify=false --config "docker://$image" | jq -r .config.User)" = 65532:65532 ] ||
+    fail "$image is not our image"
+  for program in kind k3s; do
+    cat >"$work/reader/bin/$program" <<'END'
+#!/bin/sh
+echo "${0##*/} $*" >>"$LOADED"
+case $1 in load) file=$3 ;; *) file=$4 ;; esac
+skopeo inspect --format '{{.RepoTags}}' "docker-archive:$file" >/dev/null
+tar -xOf "$file" manifest.json >>"$LOADED"
+END
+    chmod +x "$work/reader/bin/$program"
+  done
+  export LOADED=$work/loaded
+  for program in kind kind:other k3s; do
+    : >"$LOADED"
+    PATH=$work/reader/bin:$PATH deploy/image.sh "$program" >/dev/null 2>"$work/image.log" || fail "$(cat "$work/image.log")"
+    # The name in the manifests: a node that has it does not pull.
+    grep -qF "ghcr.io/kube-audit-forwarder/$NAME:$version" "$LOADED" || fail "$program: $(cat "$LOADED")"
+  done
+  refused "deploy/image.sh kind[:CLUSTER]" deploy/image.sh
+  refused "neither REGISTRY/NAME nor kind nor k3s" deploy/image.sh mine
+  refused "kind is not installed" deploy/image.sh kind
+  refused "a digest is known only after the push" deploy/image.sh "$place/mine/$NAME@sha256:0"
+  refused "log in to the registry first: buildah login 127.0.0.1:1" deploy/image.sh "127.0.0.1:1/mine/$NAME"
+  mkdir "$work/tools"
+  for program in sh sed head cut dirname realpath; do ln -s "$(command -v "$program")" "$work/tools/"; done
+  refused "none of podman, docker and buildah" env -u ENGINE "PATH=$work/tools" sh deploy/image.sh "$place/mine/$NAME"
+  unset ENGINE PROGRAM STORAGE_DRIVER BUILDAH_ISOLATION CONTAINERS_STORAGE_CONF LOADED
 }
 
 # Commits in a clone what stands before a release: the key of releases, or none, and the head of the
@@ -371,8 +455,13 @@ rebuild() {
 
 cd "$(dirname "$(realpath "$0")")/../.."
 work=$(mktemp -d)
-registry=""
-trap '[ -z "$registry" ] || kill "$registry"; rm -rf "$work"' EXIT
+registry="" server=""
+end() {
+  local each
+  for each in $registry $server; do kill "$each"; done
+  rm -rf "$work"
+}
+trap end EXIT
 case $#:${1:-} in
 4:package) package "$2" "$3" "$4" ;;
 3:rebuild) rebuild "$2" "$3" ;;

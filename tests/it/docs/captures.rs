@@ -20,8 +20,7 @@ use crate::support::setup::start;
 /// their captures, and `tests/it/filter/policy_cost.rs` those of `policy`.
 /// `tests/it/docs/pages.rs` compares that of `check`, which is on `docs/start.md`, below its
 /// config.
-const CAPTURES: [(&str, &str); 7] = [
-    ("README.md", "demo"),
+const CAPTURES: [(&str, &str); 6] = [
     ("docs/migrate-haproxy.md", "migrate haproxy"),
     ("docs/operating/doctor.md", "doctor"),
     ("docs/operating/queue-directory.md", "queue inspect"),

@@ -1,14 +1,16 @@
 //! The commands in the README and docs/start.md that fetch the program and show it at work are run
-//! as written. Stand-ins for podman, sudo and the network refuse all other arguments. The commands
-//! that need a cluster are run by deploy/test/chart.py, deploy/test/manifests.py and
-//! tests/it/deploy/peers/connect.rs, those of the package by deploy/test/deb.sh, and those of
-//! docs/replace-cloud-logs-app.md by deploy/test/pages.py.
+//! as written: those of a clone, and those of a release, as if there were one. Stand-ins for
+//! podman, sudo, git and the network refuse all other arguments. The commands that need a cluster
+//! are run by deploy/test/chart.py, deploy/test/manifests.py and tests/it/deploy/peers/connect.rs,
+//! those of the package by deploy/test/deb.sh, and those of docs/replace-cloud-logs-app.md by
+//! deploy/test/pages.py.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use super::moving_in::commands;
 use super::pages::Page;
+use super::published::pages_with;
 use crate::support::binary;
 use crate::support::prelude::*;
 use crate::support::setup::start;
@@ -31,9 +33,12 @@ const ELSEWHERE: [(&str, &str, &str); 3] = [
 /// Commands that no test runs, because they take minutes to build or are `./test` itself.
 const NOT_RUN: [&str; 3] = ["cargo run --release", "cargo install --locked --path .", "./test "];
 
+/// What a reader has after the first command of a page without a release.
+const CLONE: &str = "kube-audit-forwarder";
+
 /// The beginnings of the commands that [`Reader::run`] can run.
-const HERE: [&str; 5] =
-    ["podman run ", "curl ", "tar -xzf ", "sudo install ", "kube-audit-forwarder-"];
+const HERE: [&str; 6] =
+    ["git clone ", "podman run ", "curl ", "tar -xzf ", "sudo install ", "kube-audit-forwarder-"];
 
 /// A user in an empty directory. Requests to ports 3000 and 9090 go to this relay.
 struct Reader {
@@ -72,17 +77,22 @@ impl Reader {
         let install =
             format!("[ \"$*\" = '{installs}' ] && exec install -m 755 \"$4\" {installed}/");
         reader.stand_in("sudo", &install);
-        let (batch, real) = (repository().join(BATCH), program("curl"));
+        let real = program("curl");
         let curl = format!(
             "case \"$*\" in\n\
-             '-LO {home}/releases/download/v{VERSION}/{archive}') cp {} . ;;\n\
-             '-LO {home}/raw/main/{BATCH}') cp {} . ;;\n\
+             '-fLO {home}/releases/download/v{VERSION}/{archive}') cp {} . ;;\n\
              *http://127.0.0.1:*) exec {} --noproxy '*' --fail \"$@\" ;;\n\
              *) exit 6 ;;\nesac",
             text(&reader.path(&archive)),
-            text(&batch),
             text(&real)
         );
+        // The clone is this repository, without its files below target/.
+        let git = format!(
+            "[ \"$*\" = 'clone {home}' ] || exit 1\nmkdir -p {CLONE}/tests/corpus\n\
+             cp {} {CLONE}/tests/corpus/",
+            text(&repository().join(BATCH))
+        );
+        reader.stand_in("git", &git);
         reader.stand_in("curl", &curl);
         reader
     }
@@ -107,26 +117,29 @@ impl Reader {
             command.push_str(" --version");
         }
         let path = std::env::var("PATH").unwrap();
+        // A reader stays in the clone, once there is one.
+        let clone = self.path("here").join(CLONE);
+        let here = if clone.is_dir() { clone } else { self.path("here") };
         Command::new("bash")
             .args(["-euo", "pipefail", "-c", &command])
-            .current_dir(self.path("here"))
+            .current_dir(here)
             .env("PATH", format!("{}:{path}", text(&self.path("bin"))))
             .output()
             .unwrap()
     }
 
     /// Runs a page's commands except [`ELSEWHERE`] and [`NOT_RUN`]. Returns each with its output.
-    fn follow(&self, page: &str) -> Vec<(String, String)> {
+    fn follow(&self, page: &Page) -> Vec<(String, String)> {
         let mut done = Vec::new();
-        for command in commands(&Page::read(page)) {
+        for command in commands(page) {
             let is_elsewhere = ELSEWHERE.iter().any(|(begin, ..)| command.starts_with(begin));
             if is_elsewhere || NOT_RUN.iter().any(|begin| command.starts_with(begin)) {
                 continue;
             }
             let is_here = HERE.iter().any(|begin| command.starts_with(begin));
-            assert!(is_here, "{page}: no test runs this command: {command}");
+            assert!(is_here, "{}: no test runs this command: {command}", page.path);
             let output = self.run(&command);
-            assert!(output.status.success(), "{page}: {command}: {output:?}");
+            assert!(output.status.success(), "{}: {command}: {output:?}", page.path);
             done.push((command, String::from_utf8_lossy(&output.stdout).into_owned()));
         }
         done
@@ -154,26 +167,53 @@ fn what_is_run_elsewhere_is_run_there() {
 mod peers {
     use super::*;
 
+    /// Follows both pages with a release or without one. Returns each command with its output.
+    fn follow(reader: &Reader, release: bool) -> Vec<(String, String)> {
+        let root = pages_with(release);
+        let pages = ["README.md", "docs/start.md"].map(|page| Page::read_in(root.path(), page));
+        // Each page is for somebody who begins with it.
+        let clone = reader.path("here").join(CLONE);
+        pages
+            .iter()
+            .flat_map(|page| {
+                let done = reader.follow(page);
+                if clone.is_dir() {
+                    std::fs::remove_dir_all(&clone).unwrap();
+                }
+                done
+            })
+            .collect()
+    }
+
+    fn prints<'a>(done: &'a [(String, String)], begin: &str) -> &'a str {
+        let found = done.iter().find(|(command, _)| command.starts_with(begin));
+        found.unwrap_or_else(|| panic!("{begin}: {done:?}")).1.trim()
+    }
+
     #[test]
     fn the_first_commands_of_a_user_do_what_the_pages_say() {
         let (relay, _consumer) = start("", "");
         let reader = Reader::new(relay);
-        let done = reader.follow("README.md");
-        let prints = |begin: &str| -> &str {
-            let mut all = done.iter().filter(|(command, _)| command.starts_with(begin));
-            let Some((_, printed)) = all.next() else { panic!("{begin}: {done:?}") };
-            printed.trim()
-        };
-        assert!(
-            prints("kube-audit-forwarder-").starts_with(&format!("kube-audit-forwarder {VERSION}"))
-        );
-        assert_eq!(prints("curl -H "), "{\"accepted\":400}");
-        assert_eq!(prints("curl -s "), "kube_audit_forwarder_event_total 400");
-        prints("podman run ");
-        assert!(!reader.follow("docs/start.md").is_empty());
+        let done = follow(&reader, false);
+        assert_eq!(done.iter().filter(|(command, _)| command.starts_with("git clone ")).count(), 2);
+        assert_eq!(prints(&done, "curl -H "), "{\"accepted\":400}");
+        assert_eq!(prints(&done, "curl -s "), "kube_audit_forwarder_event_total 400");
+        assert!(!reader.path("installed/kube-audit-forwarder").exists());
+        reader.relay.finish(Backlog::Empty);
+    }
+
+    #[test]
+    fn with_a_release_the_first_commands_of_a_user_fetch_it() {
+        let (relay, _consumer) = start("", "");
+        let reader = Reader::new(relay);
+        let done = follow(&reader, true);
+        let printed = prints(&done, "kube-audit-forwarder-");
+        assert!(printed.starts_with(&format!("kube-audit-forwarder {VERSION}")), "{printed}");
+        prints(&done, "podman run ");
         assert!(reader.path("installed/kube-audit-forwarder").is_file());
         // The stand-ins are strict.
-        for wrong in ["podman run x", "sudo install x", "curl -LO https://example.com/x"] {
+        for wrong in ["podman run x", "sudo install x", "curl -fLO https://example.com/x", "git x"]
+        {
             assert!(!reader.run(wrong).status.success(), "{wrong}");
         }
         reader.relay.finish(Backlog::Empty);

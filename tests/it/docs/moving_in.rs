@@ -1,6 +1,7 @@
 //! The pages about installing the relay in a cluster and changing its config.
 
 use super::pages::Page;
+use super::published::pages_with;
 
 use crate::support::prelude::*;
 
@@ -21,46 +22,42 @@ pub(super) fn commands(section: &Page) -> Vec<String> {
     lines.lines().map(str::trim).filter(is_command).map(str::to_owned).collect()
 }
 
-/// Method: the test counts the commands and edits of each way, and compares them with the page's
-/// table. There are at most 5 commands and 1 edit, and no line has two commands.
+/// Method: the test counts the commands and edits of each way, with a release and without one, and
+/// compares them with the page's table. There are at most 4 commands and 2 edits, and no line has
+/// two commands.
 #[test]
 fn the_ways_from_a_clone_to_events_are_as_short_as_the_page_says() {
-    let page = Page::read("docs/operating/kubernetes.md");
-    let table = section(&page, "## Install the relays");
-    let ways = [
-        ("### With Helm", "[with Helm](#with-helm)"),
-        ("### With kubectl", "[with kubectl](#with-kubectl)"),
-        (
-            "### With an image of your own",
-            "[with an image of your own](#with-an-image-of-your-own)",
-        ),
-        (
-            "### On a cluster of your own",
-            "[on a cluster of your own](#on-a-cluster-of-your-own), with Helm",
-        ),
-    ];
-    for (heading, link) in ways {
-        let way = section(&page, heading);
-        let commands = commands(&way);
-        for command in &commands {
-            let hides = [" && ", " || ", " | ", "; "].iter().any(|join| command.contains(join));
-            assert!(!hides, "two commands in one line: {command}");
+    for release in [false, true] {
+        let root = pages_with(release);
+        let page = Page::read_in(root.path(), "docs/operating/kubernetes.md");
+        let table = section(&page, "## Install the relays");
+        let ways = [
+            ("### With kubectl", "[with kubectl](#with-kubectl)"),
+            ("### With Helm", "[with Helm](#with-helm)"),
+            (
+                "### On a cluster of your own",
+                "[on a cluster of your own](#on-a-cluster-of-your-own)",
+            ),
+        ];
+        for (heading, link) in ways {
+            let way = section(&page, heading);
+            let commands = commands(&way);
+            for command in &commands {
+                let joins = [" && ", " || ", " | ", "; "];
+                let hides = joins.iter().any(|join| command.contains(join));
+                assert!(!hides, "two commands in one line: {command}");
+            }
+            let edits = way.text.matches("**Edit**").count();
+            let row = format!("| {link} | {} | {edits} |", commands.len());
+            assert!(table.text.contains(&row), "{heading}: {row}: {commands:#?}");
+            assert!(commands.len() <= 4 && edits <= 2, "{row}");
+            // The first command makes the image, unless there is a release. The last command shows
+            // the events.
+            assert_eq!(commands[0].starts_with("deploy/image.sh "), !release, "{row}");
+            let last = commands.last().expect("commands");
+            assert!(last.contains("port-forward") && last.ends_with(" 9090"), "{last}");
+            assert!(commands.iter().any(|it| it.starts_with("deploy/connect.sh ")), "{row}");
         }
-        let edits = way.text.matches("**Edit**").count();
-        let row = format!("| {link} | {} | {edits} |", commands.len());
-        assert!(table.text.contains(&row), "{heading}: {row}: {commands:#?}");
-        assert!(commands.len() <= 5 && edits <= 1, "{row}");
-        // The last command shows the events.
-        let last = commands.last().expect("commands");
-        assert!(last.contains("port-forward") && last.ends_with(" 9090"), "{last}");
-        assert!(commands.iter().any(|it| it.starts_with("deploy/connect.sh ")), "{row}");
-    }
-    for (path, words) in [
-        ("README.md", "three commands and one\nedit"),
-        ("docs/start.md", "three commands and one edit"),
-    ] {
-        assert!(Page::read(path).text.contains(words), "{path}");
-        assert_eq!(commands(&section(&page, "### With Helm")).len(), 3);
     }
 }
 

@@ -22,9 +22,23 @@ pub(crate) struct Block {
 
 impl Page {
     pub(crate) fn read(path: &str) -> Self {
-        let file = repository().join(path);
-        let text = std::fs::read_to_string(&file).unwrap_or_else(|it| panic!("{path}: {it}"));
-        Self { path: path.to_owned(), text }
+        Self::read_in(&repository(), path)
+    }
+
+    /// Reads a page of a copy of the repository. What `deploy/published.sh` has hidden is left out:
+    /// its lines are empty.
+    pub(crate) fn read_in(root: &Path, path: &str) -> Self {
+        let text = std::fs::read_to_string(root.join(path));
+        let text = text.unwrap_or_else(|error| panic!("{path}: {error}"));
+        let (mut shown, mut is_hidden) = (String::with_capacity(text.len()), false);
+        for line in text.lines() {
+            is_hidden |= line.trim_start().starts_with("<!-- If ") && line.ends_with(", hidden");
+            shown.push_str(if is_hidden { "" } else { line });
+            shown.push('\n');
+            is_hidden &= line.trim_start() != "End if -->";
+        }
+        assert!(!is_hidden, "{path}: a hidden part has no end");
+        Self { path: path.to_owned(), text: shown }
     }
 
     /// Returns the lines that are not in a code block, each with its number.
@@ -114,16 +128,16 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn the_readme_names_every_shipped_config_and_no_other() {
+fn the_readme_and_the_page_about_destinations_name_every_shipped_config() {
     let shipped: BTreeSet<String> = std::fs::read_dir(repository().join("config"))
         .unwrap()
         .map(|entry| format!("config/{}", entry.unwrap().file_name().into_string().unwrap()))
         .collect();
-    let readme = Page::read("README.md");
-    let words = readme.text.split(['(', ')', '`', ' ', '[', ']']);
-    let named: BTreeSet<String> = words
-        .filter(|word| word.starts_with("config/") && word.ends_with(".toml"))
-        .map(str::to_owned)
+    let pages = ["README.md", "docs/destinations/choose.md"].map(Page::read);
+    let links = pages.iter().flat_map(|page| page.links().into_iter().map(|it| page.resolve(it)));
+    let named: BTreeSet<String> = links
+        .map(|link| text(&link).to_owned())
+        .filter(|link| link.starts_with("config/") && link.ends_with(".toml"))
         .collect();
     assert_eq!(named, shipped);
 }

@@ -1,7 +1,12 @@
 //! The address and the version of this project are in Cargo.toml: `repository` and `version`.
 //! Pages, manifests and scripts repeat them. With `KUBE_AUDIT_FORWARDER_BLESS=1`, these tests
 //! correct the address and the version there.
+//!
+//! Whether a release exists is in `deploy/published`, and the pages show the way that works.
 
+use std::process::Command;
+
+use super::pages::{Page, pages};
 use crate::support::generated::assert_file;
 use crate::support::prelude::*;
 
@@ -167,4 +172,65 @@ fn an_address_gets_its_owner_and_those_of_others_keep_theirs() {
     let expected = "https://github.com/new/kube-audit-forwarder/x ghcr.io/new/charts/y \
                     https://github.com/other/project ghcr.io/$OWNER";
     assert_eq!(published(text, "new"), expected);
+}
+
+/// Makes a copy of the pages, with a release or without one. Returns its directory.
+pub(super) fn pages_with(release: bool) -> TempDir {
+    let directory = TempDir::new().unwrap();
+    let files = ["Cargo.toml", "deploy/published", "deploy/published.sh"].map(str::to_owned);
+    for path in files.into_iter().chain(pages().into_iter().map(|page| page.path)) {
+        let copy = directory.path().join(&path);
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::copy(repository().join(&path), copy).unwrap();
+    }
+    let state = if release { env!("CARGO_PKG_VERSION") } else { "none" };
+    let script = directory.path().join("deploy/published.sh");
+    assert!(Command::new(script).arg(state).status().unwrap().success());
+    directory
+}
+
+/// The pages are as `deploy/published` says, and a change of it can be undone.
+#[test]
+fn each_page_shows_the_way_that_works() {
+    let state = std::fs::read_to_string(repository().join("deploy/published")).unwrap();
+    let with_release = match state.trim() {
+        "none" => false,
+        version => {
+            assert_eq!(version, env!("CARGO_PKG_VERSION"));
+            true
+        }
+    };
+    let (here, other) = (pages_with(with_release), pages_with(!with_release));
+    let mut differ = Vec::new();
+    for page in pages() {
+        let read = |root: &Path| std::fs::read_to_string(root.join(&page.path)).unwrap();
+        let ours = read(&repository());
+        assert_eq!(read(here.path()), ours, "run deploy/published.sh {state}");
+        if read(other.path()) != ours {
+            differ.push(page.path);
+        }
+    }
+    assert!(differ.contains(&"README.md".to_owned()) && differ.len() >= 6, "{differ:?}");
+    let back = Command::new(other.path().join("deploy/published.sh")).arg(state.trim()).status();
+    assert!(back.unwrap().success());
+    for path in &differ {
+        let read = |root: &Path| std::fs::read_to_string(root.join(path)).unwrap();
+        assert_eq!(read(other.path()), read(&repository()), "{path}");
+    }
+    let wrong = Command::new(other.path().join("deploy/published.sh")).arg("9.9.9").output();
+    assert_eq!(wrong.unwrap().status.code(), Some(2));
+}
+
+/// Without a release, no page names a download, or an image or a chart that only a release has.
+#[test]
+fn without_a_release_no_page_asks_for_what_was_never_published() {
+    let root = pages_with(false);
+    for page in pages() {
+        let page = Page::read_in(root.path(), &page.path);
+        for block in page.blocks() {
+            for place in ["ghcr.io/", "releases/download", "gh release"] {
+                assert!(!block.code.contains(place), "{}: {}", page.path, block.code);
+            }
+        }
+    }
 }
