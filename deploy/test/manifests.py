@@ -6,8 +6,7 @@ Each KUBECTL renders them with its `kustomize`. All must render the same, and no
 stderr, such as a warning of a deprecated field. The script checks the result against the schemas of several versions of Kubernetes, and for faults that no schema shows:
 selectors that match nothing, ports that do not exist, URLs that kube-apiserver's service proxy
 refuses, files that are not mounted, a config that the program RELAY refuses, too little memory, a
-drain that is cut off, a pod that Pod Security would not admit at some step of
-docs/replace-haproxy.md. No pod anywhere in the repository may have privileges
+drain that is cut off. No pod anywhere in the repository may have privileges
 that `pod_security.weaknesses` knows, but those of EXCUSED, each with its reason. At the end each check is shown a manifest with a fault that it
 must find.
 
@@ -139,7 +138,7 @@ def namespace_problems(documents):
         # Prometheus and Grafana may be in another namespace, but all objects here are in ours.
         elif inside is None:
             yield f"{called(document)} has no namespace"
-        # docs/replace-haproxy.md applies and deletes by this label.
+        # deploy/replace-haproxy.sh deletes by labels.
         elif document["metadata"].get("labels", {}).get("app") != NAME:
             yield f"{called(document)} has no label app"
     if not any(document["metadata"]["name"] == NAMESPACE for document in of_kind(documents, "Namespace")):
@@ -575,42 +574,6 @@ TUTORIAL_POD = {
 }
 
 
-def way_back_problems(documents, base):
-    """Checks the HAProxy of deploy/way-back against the Service and the Deployment of deploy/base."""
-    yield from schema_problems(documents)
-    if sorted(document["kind"] for document in documents) != ["ConfigMap", "Deployment"]:
-        # A Service here would go with `kubectl delete -k`, and its address with it.
-        yield f"not a Deployment and its ConfigMap: {[called(document) for document in documents]}"
-        return
-    config, deployment = documents
-    template = deployment["spec"]["template"]
-    labels, pod = template["metadata"]["labels"], template["spec"]
-    for violation in pod_security.violations(pod):
-        yield f"pod security: {violation}"
-    if deployment["metadata"]["name"] == NAME:
-        yield "it would take the place of the relays"
-    if not selects(deployment["spec"]["selector"]["matchLabels"], labels):
-        yield "the Deployment does not select its own pods"
-    relay = of_kind(base, "Deployment", "StatefulSet")[0]["spec"]["template"]["metadata"]["labels"]
-    if selects(deployment["spec"]["selector"]["matchLabels"], relay):
-        yield "the Deployment selects relays"
-    container = pod["containers"][0]
-    bound = re.search(r"^\s*bind :(\d+)$", config["data"]["haproxy.cfg"], re.MULTILINE)
-    # HAProxy takes no HTTPS, so only the Service of HTTP may send to it.
-    for service in of_kind(base, "Service"):
-        http = service["metadata"]["name"] == NAME
-        if selects(service["spec"]["selector"], labels) != http:
-            yield f"{called(service)} {'does not send' if http else 'sends'} to HAProxy"
-        target = service["spec"]["ports"][0]["targetPort"]
-        if http and (target != ports_of(container).get("http") or target != int(bound[1])):
-            yield f"{called(service)} sends to {target}"
-    if pod["volumes"] != [{"name": "config", "configMap": {"name": config["metadata"]["name"]}}]:
-        yield f"the volumes are {pod['volumes']}"
-    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    if mounts != {"/usr/local/etc/haproxy": "config"}:
-        yield f"HAProxy reads /usr/local/etc/haproxy/haproxy.cfg, mounted is {mounts}"
-
-
 # What the tutorial's Service has; Kubernetes adds the type ClusterIP to it.
 TUTORIAL_SERVICE = {
     "selector": {"app": NAME},
@@ -816,55 +779,6 @@ def commands_of(page):
     yield from filter(None, (shlex.split(line, comments=True) for line in command_lines(page)))
 
 
-def moving_in_problems(page, rendered):
-    """Follows docs/replace-haproxy.md, and yields each pod that the namespace would not admit then.
-
-    The namespace begins without labels. `kubectl label` and the Namespace of an applied overlay
-    change them. After each command the relay, the HAProxy of deploy/way-back and the tutorial's
-    HAProxy must be admitted, because a pod may be evicted at any time. Only the last command, after
-    HAProxy was deleted, may give up the tutorial's pod.
-    """
-    labels, deleted = {}, False
-    pods = {"the tutorial's HAProxy": TUTORIAL_POD, "HAProxy of deploy/way-back": pod_of(rendered["way-back"])}
-    ahead = re.sub(r"^\*\*To undo:\*\*.*?(?=^## )", "", page, flags=re.MULTILINE | re.DOTALL)
-    words = []
-    for words in commands_of(ahead):
-        if words[:3] == ["kubectl", "apply", "-k"]:
-            name = words[3].rpartition("/")[2]
-            for namespace in of_kind(rendered[name], "Namespace"):
-                labels |= namespace["metadata"]["labels"]
-                pods["the relay"] = pod_of(rendered[name])
-        if words[:2] == ["kubectl", "delete"] and f"{NAME}-haproxy" in words:
-            deleted = True
-        if words[:2] == ["kubectl", "label"] and not any(word.startswith("--dry-run") for word in words):
-            labels |= dict(word.split("=", 1) for word in words if word.startswith(pod_security.PREFIX))
-            if deleted:
-                pods.pop("the tutorial's HAProxy", None)
-        for pod, spec in pods.items():
-            if not pod_security.admits(labels, spec):
-                yield f"after {shlex.join(words)!r} the namespace refuses {pod}"
-    if "the relay" not in pods:
-        yield "no step starts the relay"
-    if pod_security.level(labels, "enforce") != "restricted" or "label" not in words:
-        yield f"the last command does not enforce pod security: {shlex.join(words)!r}"
-
-
-def moving_in_self_test(page, rendered):
-    """Yields a problem unless `moving_in_problems` finds the faults that such a page may have."""
-    label = "kubectl label namespace x pod-security.kubernetes.io/enforce=restricted"
-    early = page.replace("kubectl apply -k deploy/way-back", label, 1)
-    if early == page or not any("tutorial's" in problem for problem in moving_in_problems(early, rendered)):
-        yield "nothing is said of labels that come first"
-    if pod_security.admits({"pod-security.kubernetes.io/enforce": "restricted"}, TUTORIAL_POD):
-        yield "the tutorial's HAProxy meets `restricted`"
-    unsafe = copy.deepcopy(rendered)
-    of_kind(unsafe["way-back"], "Deployment")[0]["spec"]["template"]["spec"] = TUTORIAL_POD
-    if not any("way-back" in problem for problem in moving_in_problems(page, unsafe)):
-        yield "nothing is said of a HAProxy that the last labels refuse"
-    if not list(way_back_problems(unsafe["way-back"], rendered["base"])):
-        yield "nothing is said of a HAProxy without security settings"
-
-
 def broken(documents):
     """Yields manifests with one fault each, each after words of the problem that must be found."""
 
@@ -959,14 +873,6 @@ def main():
         print(f"{directory.relative_to(REPOSITORY)}: {kinds}")
     found += [f"durable: {problem}" for problem in alike_problems(rendered["base"], rendered["durable"])]
     found += [f"{name} is missing" for name in ("ibm-iks", "ibm-openshift", "durable", "ibm-iks-durable", "ibm-openshift-durable", "monitoring") if name not in rendered]
-    for name in ("way-back", "way-back-openshift"):
-        versions = [render(kubectl, DEPLOY / name) for kubectl in kubectls]
-        rendered[name] = versions[0]
-        found += [f"{name}: {kubectl} renders it otherwise" for kubectl, other in zip(kubectls, versions) if other != versions[0]]
-        found += [f"{name}: {problem}" for problem in way_back_problems(versions[0], rendered["base"])]
-        print(f"deploy/{name}: {', '.join(called(document) for document in versions[0])}")
-    if {"runAsUser", "runAsGroup"} & set(pod_of(rendered["way-back-openshift"])["securityContext"]):
-        found.append("way-back-openshift: OpenShift's SCC refuses fixed IDs")
     found += tutorial_service_problems(rendered["base"])
     found += two_ports_problems(kubectls[0], rendered)
     found += apply_problems(kubectls[0], rendered)
@@ -985,9 +891,6 @@ def main():
         print(f"deploy/jobs/{file.name}: {', '.join(called(document) for document in documents)}")
     policy = yaml.safe_load((DEPLOY / "control-plane.yaml").read_text())
     found += [f"control-plane.yaml: {problem}" for problem in schema_problems([policy])]
-    page = (REPOSITORY / "docs/replace-haproxy.md").read_text()
-    found += [f"docs/replace-haproxy.md: {problem}" for problem in moving_in_problems(page, rendered)]
-    found += moving_in_self_test(page, rendered)
     page = (REPOSITORY / "docs/replace-cloud-logs-app.md").read_text()
     config = tomllib.loads((REPOSITORY / "config/stdout.toml").read_text())
     found += [f"docs/replace-cloud-logs-app.md: {problem}" for problem in app_problems(page, config)]

@@ -134,8 +134,6 @@ def without_cluster(kubectl):
         # The user's own files.
         for file in ("api-key", "ca.crt", "token", "metrics-token", "audit-webhook.yaml"):
             (directory / file).write_text("any")
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}}
-        (directory / "haproxy-before.json").write_text(json.dumps(pod))
         options = ["--server", "http://127.0.0.1:1"]
         environment = {"HOME": name, "KUBECONFIG": "/dev/null", "PATH": os.defpath}
         for page in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]:

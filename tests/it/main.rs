@@ -174,7 +174,6 @@ mod deploy {
     mod cluster;
     mod configs;
     mod configs_http;
-    mod way_back;
 
     /// Tests that need peers or root.
     mod peers {

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -124,10 +123,6 @@ impl Process {
 
     pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().expect("running").id()
     }
 
     /// Returns everything that the process has written so far.
@@ -592,25 +587,6 @@ impl Haproxy {
             // -db runs HAProxy as one process in the foreground.
             let arguments = ["-db", "-f", text(&config)];
             Process::new(program("haproxy"), &arguments, port, directory.path())
-        });
-        Self { process, directory }
-    }
-
-    /// Like [`Haproxy::with`], but as user 65532 without privileges or capabilities, as in a pod
-    /// where Pod Security enforces `restricted`.
-    pub(crate) fn unprivileged(config: impl Fn(u16) -> String) -> Self {
-        needs("root");
-        let directory = TempDir::new().expect("a temporary directory");
-        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755))
-            .expect("our directory");
-        let haproxy = program("haproxy");
-        let process = start_on_free_port(|port| {
-            let config = write(&directory, "haproxy.cfg", &config(port));
-            let arguments = ["--reuid=65532", "--regid=65532", "--clear-groups"];
-            let bounds = ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"];
-            let command = [text(&haproxy), "-db", "-f", text(&config)];
-            let arguments = [&arguments[..], &bounds[..], &command[..]].concat();
-            Process::new(program("setpriv"), &arguments, port, directory.path())
         });
         Self { process, directory }
     }
