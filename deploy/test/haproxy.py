@@ -35,8 +35,8 @@ import switch
 from manifests import NAME, NAMESPACE, REPOSITORY
 
 PAGE = REPOSITORY / "docs/replace-haproxy.md"
-# Commands of the page that need a browser, IBM Cloud or a connection that stays open.
-ELSEWHERE = ("kubectl port-forward ", "deploy/connect.sh ", "ibmcloud ")
+# Commands of the page that need a browser, a registry, IBM Cloud or a connection that stays open.
+ELSEWHERE = ("kubectl port-forward ", "deploy/connect.sh ", "deploy/image.sh ", "ibmcloud ")
 SCRIPT = "deploy/replace-haproxy.sh"
 MISSING = "registry.example/missing:1"
 
@@ -652,7 +652,7 @@ class Reader:
 
     def undo(self, before, **more):
         self.run(f"{SCRIPT} undo", says="HAProxy receives the events", **more)
-        self.haproxy_receives() or self.wait_for(self.haproxy_receives)
+        self.wait_for(self.haproxy_receives)
         if self.state() != before:
             raise SystemExit(f"an undo gives\n{self.state()}\nin place of\n{before}")
 
@@ -662,12 +662,7 @@ def page_commands():
     ahead = re.split(r"^## HAProxy on a virtual machine", PAGE.read_text(), flags=re.MULTILINE)[0]
     undo = "\n".join(re.findall(r"^\*\*To undo:?\*\*.*?(?=^## |\Z)", ahead, re.MULTILINE | re.DOTALL))
     forward = re.sub(r"^\*\*To undo:?\*\*.*?(?=^## |\Z)", "", ahead, flags=re.MULTILINE | re.DOTALL)
-    return lines(forward), lines(undo)
-
-
-def lines(text):
-    blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
-    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return [[*filter(None, manifests.command_lines(part))] for part in (forward, undo)]
 
 
 def follow(reader):
@@ -678,7 +673,8 @@ def follow(reader):
     forward = [line for line in forward if not line.startswith(ELSEWHERE)]
     deployment = f"{DEPLOYMENTS}/{NAME}"
     before = reader.state()
-    relay = f"{SCRIPT} relay"
+    # With the image that the page names, which stays the same.
+    relay = next(line for line in forward if line.startswith(f"{SCRIPT} relay"))
 
     # Too early, and for other manifests than the tutorial's.
     reader.run(relay, 1, "sends nothing to your consumer")
@@ -704,7 +700,7 @@ def follow(reader):
             assert "/post" in text and "stdout" not in text, text
         else:
             reader.run(line)
-    reader.relays_receive() or reader.wait_for(reader.relays_receive)
+    reader.wait_for(reader.relays_receive)
     if pod_security.level(labels_of(reader.cluster.objects[OURS]), "enforce") != "restricted":
         raise SystemExit(f"{PAGE} does not enforce pod security")
     # The relays have delivered something before anything else happens.
@@ -719,9 +715,9 @@ def follow(reader):
     # Back, but HAProxy does not start; and so forwards again.
     reader.cluster.haproxy_starts = False
     reader.run(f"{SCRIPT} undo", 1, "The relays still receive", TIMEOUT="4")
-    assert reader.relays_receive()
+    reader.wait_for(reader.relays_receive)
     reader.run(relay, says="the relays receive the events")
-    assert reader.relays_receive()
+    reader.wait_for(reader.relays_receive)
     reader.cluster.haproxy_starts = True
     reader.undo(before)
     reader.run(f"{SCRIPT} undo", 1, "nothing to undo")
@@ -731,7 +727,7 @@ def follow(reader):
     reader.run(f"{relay} --image {MISSING}", 1, "ErrImagePull")
     reader.undo(before)
     reader.run(f"{relay} --force --image {MISSING}", 1, "HAProxy still receives", TIMEOUT="4")
-    assert reader.haproxy_receives()
+    reader.wait_for(reader.haproxy_receives)
     reader.cluster.delete(next(path for path, pod in reader.cluster.pods.items() if pod.is_haproxy))
     reader.wait_for(reader.haproxy_receives)
     reader.undo(before)
@@ -761,7 +757,7 @@ def follow(reader):
     reader.run(relay, says="the relays receive the events", KUBECTL="oc")
     assert "scc" in json.dumps(reader.cluster.objects[deployment])
     reader.run(f"{SCRIPT} undo", 1, "does not admit HAProxy's pod", KUBECTL="oc")
-    assert reader.relays_receive()
+    reader.wait_for(reader.relays_receive)
     reader.run(f"oc label --overwrite namespace {NAMESPACE} {enforce}=privileged")
     reader.undo(admitted, KUBECTL="oc")
 
