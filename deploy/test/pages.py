@@ -177,7 +177,7 @@ def main():
     expected = list(wanted(documents[0]))
     if found != expected:
         raise SystemExit(f"{PAGE} asks for\n{found}\nin place of\n{expected}")
-    if read < 60:
+    if read < 40:
         raise SystemExit(f"only {read} commands of kubectl were found on the pages")
     print(f"kubectl reads {read} commands of the pages; {len(run)} commands of {PAGE} ask for {len(found)} writes, as the page says")
 
