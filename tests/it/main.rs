@@ -164,6 +164,7 @@ mod operate {
     /// Tests that need peers or root.
     mod peers {
         mod migrate;
+        mod month;
         mod notifications;
         mod page;
     }
