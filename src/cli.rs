@@ -539,7 +539,7 @@ fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
         let Heard { first, second, reload, listening } = heard;
         let (stopped, aborted) = (first.cancelled_owned(), second.cancelled_owned());
         let signals = relay::Signals { stopped, aborted, reload, opened: None };
-        let running = relay::run(file.map(Path::to_path_buf), config, signals);
+        let running = relay::run(file.map(Path::to_path_buf), config, manual::PAGES, signals);
         let ended = AssertUnwindSafe(running).catch_unwind().await;
         let result = ended.unwrap_or_else(|_| {
             Err(relay::Error::Run("the relay's own task has panicked".to_owned()))

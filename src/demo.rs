@@ -129,7 +129,7 @@ pub async fn run(
     };
     let config = config::read(&config_for(consumer.address()), outputs::TYPES).config;
     let config = config.ok_or("the demo's config is wrong")?;
-    let mut relay = std::pin::pin!(relay::run(None, config, signals));
+    let mut relay = std::pin::pin!(relay::run(None, config, manual::PAGES, signals));
     let demo = async {
         let Ok(opened) = opening.await else { return std::future::pending().await };
         let demo = Demo::new(opened, consumer, figures, stop)?;

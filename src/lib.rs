@@ -25,6 +25,7 @@
 //! | row | crate | what it knows |
 //! |---|---|---|
 //! | 1 | [`audit`] | JSON and events |
+//! | 1 | [`manual`] | the pages of the manual as HTML, rendered while the program is built |
 //! | 1 | [`base`] | words, positions, locks, files on disk: what has no state and no owner |
 //! | 2 | [`transform`] | audit policies, redaction, schemas, who causes the bytes |
 //! | 2 | [`evidence-log`](::evidence_log) | the log of the evidence as files, transparency logs |

@@ -356,11 +356,25 @@ EFFECTS = [
     ),
     ({"monitoring": {"dashboard": True}}, {"ConfigMap"}, lambda it: len(of_kind(it, "ConfigMap")) == 2),
     (
+        {"monitoring": {"prometheusRule": True, "dashboard": True, "runbookUrl": "https://relay.example/runbooks"}},
+        {"PrometheusRule", "ConfigMap"},
+        lambda it: runbooks_of(it) == {"https://relay.example/runbooks"},
+    ),
+    (
         WITH_NAMESPACE | OPENSHIFT,
         {"Namespace", "Deployment"},
         lambda it: "security.openshift.io/scc.podSecurityLabelSync" in only(it, "Namespace")["metadata"]["labels"],
     ),
 ]
+
+
+def runbooks_of(documents):
+    """Returns the folders to which the links of the alerts and of the dashboard lead."""
+    rules = [rule for group in only(documents, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+    links = {rule["annotations"]["runbook_url"].rpartition("/")[0] for rule in rules}
+    [text] = [one["data"][key] for one in of_kind(documents, "ConfigMap") for key in one["data"] if key.endswith(".json")]
+    variables = json.loads(text)["templating"]["list"]
+    return links | {one["query"] for one in variables if one["name"] == "runbooks"}
 
 
 def secrets_of(documents):

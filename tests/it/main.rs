@@ -144,6 +144,7 @@ mod operate {
     mod lives;
     mod log;
     mod losses;
+    mod manual;
     mod named_files;
     mod reload;
     mod replay;

@@ -1,7 +1,7 @@
 //! Shows the result: as one screen of text, from kube-apiserver to the consumers, or as one JSON
 //! object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use super::counts::{ApiserverCounts, ByLabel, LOG_PLUGIN, Relay, listed, sums, t
 use super::judge::{Cause, Findings, Kind, Part, RATE_MIN, Verdict, events, seconds, time};
 use super::sample::Sampled;
 use base::words::{counted, escape};
-use telemetry::status::verdict::is_down;
+use telemetry::status::verdict::{RUNBOOKS, is_down};
 use telemetry::status::{Output, Status};
 
 /// The plugins of kube-apiserver whose errors are losses of the webhook. They are shown with 0 if
@@ -66,6 +66,16 @@ pub fn text(findings: &Findings, verdict: &Verdict) -> String {
         let end = if cause.advice.is_empty() { "" } else { ". " };
         let (place, what, advice) = (&cause.place, &cause.what, &cause.advice);
         lines.head(&format!("{word}: {place}: {count}{what}{end}{advice}"));
+    }
+    let mut relays = findings.relays.iter().map(|relay| relay.source.trim_end_matches('/'));
+    if let Some(relay) = relays.find(|source| source.contains("://")) {
+        let texts = verdict.causes.iter().flat_map(|cause| [&cause.what, &cause.advice]);
+        let words = texts.flat_map(|text| text.split(|it: char| !it.is_ascii_alphanumeric()));
+        let is_runbook =
+            |word: &&str| word.starts_with("KubeAuditForwarder") || *word == "AuditWebhookError";
+        for name in words.filter(is_runbook).collect::<BTreeSet<_>>() {
+            lines.head(&format!("runbook: {relay}{RUNBOOKS}/{name}"));
+        }
     }
     let word = match verdict.kind {
         Kind::Ok | Kind::Warning | Kind::SoFar if verdict.sentence.is_empty() => "OK",

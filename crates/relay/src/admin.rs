@@ -3,7 +3,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `self` `all_dropped` `page` `places` | what all answers share · filters that drop everything · the status page · places for connections |
+//! | 1 | `self` `all_dropped` `manual` `page` `places` | what all answers share · filters that drop everything · the pages of docs/ · the status page · places for connections |
 //! | 2 | `access` `evidence` `history` | who may ask · the files of the evidence · the last hours |
 //! | 3 | `tap` | taps |
 //! | 4 | `sampling` `status` | the values of every 10 s · `/status` |
@@ -45,6 +45,7 @@ mod access;
 mod all_dropped;
 mod evidence;
 mod history;
+mod manual;
 mod page;
 mod places;
 mod sampling;
@@ -52,6 +53,7 @@ mod status;
 mod tap;
 
 pub use access::Access;
+pub use manual::Manual;
 
 use access::{Audience, Refusal, Refused};
 use history::History;
@@ -98,6 +100,7 @@ pub struct Admin {
     host: String,
     /// The directory of the evidence log; `None` if there is no evidence.
     evidence: Option<PathBuf>,
+    manual: Manual,
     tap: tap::Door,
     access: ArcSwap<Access>,
     refused: Refused,
@@ -162,6 +165,7 @@ impl Admin {
         queue: Queue,
         evidence: Option<PathBuf>,
         taps: Arc<Taps>,
+        manual: Manual,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -177,6 +181,7 @@ impl Admin {
             since: now,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             evidence,
+            manual,
             tap: tap::Door::new(taps),
             access: ArcSwap::default(),
             refused: Refused::default(),
@@ -504,10 +509,14 @@ impl Caller {
                 let read = move || evidence::response(log.as_deref(), &path);
                 made(read, "the file can't be read\n").await
             }
-            _ => no_page(
-                "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /drained \
-                 /status /status/history /status/volume /evidence/ /tap\n",
-            ),
+            // The manual says nothing about this relay.
+            _ => manual::response(admin.manual, request).unwrap_or_else(|| {
+                no_page(
+                    "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /drained \
+                     /status /status/history /status/volume /evidence/ /tap; the manual is at \
+                     /contents\n",
+                )
+            }),
         };
         Ok(page.map(Answer::Left))
     }

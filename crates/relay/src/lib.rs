@@ -2,9 +2,9 @@
 //! order.
 //!
 //! This crate promises that each task and thread has an owner that notices its end. It imports
-//! every crate but `config-table`, `tools`, `verify`, `doctor` and those for tests. What must never
-//! happen here: a listener or a source imports an output, or an output imports a listener or a
-//! source.
+//! every crate but `config-table`, `manual`, `tools`, `verify`, `doctor` and those for tests. What
+//! must never happen here: a listener or a source imports an output, or an output imports a
+//! listener or a source.
 //!
 //! - The *start* reads the files, binds the addresses and opens the queue. Then it starts outputs,
 //!   listeners and sources in this order. No batch is accepted before every output has its cursor.
@@ -56,6 +56,7 @@ mod start;
 mod waiting;
 mod watch;
 
+pub use admin::Manual;
 pub use error::Error;
 pub use start::Opened;
 
@@ -79,7 +80,7 @@ pub struct Signals<S, A> {
 /// Runs the relay until `signals.stopped` completes or a part of the relay fails. The relay then
 /// drains, within a time limit. A queue in memory or in an ephemeral directory delivers all its
 /// events. Any other queue only waits for responses to the events on the wire. `file` is the path
-/// from which `config` was read; a reload reads the file again.
+/// from which `config` was read; a reload reads the file again. The admin address serves `manual`.
 ///
 /// # Errors
 ///
@@ -91,6 +92,7 @@ pub struct Signals<S, A> {
 pub async fn run(
     file: Option<PathBuf>,
     mut config: Config,
+    manual: Manual,
     signals: Signals<impl Future<Output = ()>, impl Future<Output = ()>>,
 ) -> Result<(), Error> {
     if let Err(error) = process::raise_open_files() {
@@ -107,7 +109,7 @@ pub async fn run(
     let Signals { stopped, aborted, reload, opened } = signals;
     let mut stopped = std::pin::pin!(stopped);
     let parts = tokio::select! {
-        started = start(file, config, opened) => started?,
+        started = start(file, config, manual, opened) => started?,
         // The relay must be able to end even while a file system hangs.
         () = &mut stopped => return Ok(()),
     };

@@ -12,7 +12,7 @@ use super::evidence::Evidence;
 use super::listeners::Listeners;
 use super::lives::Lives;
 use super::outputs::Outputs;
-use crate::admin::Admin;
+use crate::admin::{Admin, Manual};
 use crate::listener::Gate;
 use crate::source::Sources;
 use config::Config;
@@ -73,6 +73,7 @@ impl Parts {
         queue: Queue,
         dead_letters: DeadLetters,
         evidence: Option<Evidence>,
+        manual: Manual,
     ) -> Self {
         let directory = config.queue.directory.as_ref().filter(|_| config.evidence.is_some());
         let log_of_evidence = directory.map(|queue| queue.join(evidence_log::DIRECTORY));
@@ -83,7 +84,8 @@ impl Parts {
         let outlives = queue.is_durable() && !config.queue.ephemeral;
         let taps_of_outputs = Some(Arc::clone(&taps));
         let orders = Orders { checkpoints, outlives, taps: taps_of_outputs, ..Orders::default() };
-        let admin = Admin::new(Arc::clone(&telemetry), queue.clone(), log_of_evidence, taps);
+        let admin =
+            Admin::new(Arc::clone(&telemetry), queue.clone(), log_of_evidence, taps, manual);
         let letters = dead_letters.clone();
         Self {
             config,

@@ -14,6 +14,7 @@ use super::parts::Parts;
 use super::plan::{Plan, ReadFiles};
 use super::waiting::{blocking_or_warn, in_time};
 use super::{evidence, listeners, outputs};
+use crate::admin::Manual;
 use crate::source::Sources;
 use base::named_file;
 use client::net;
@@ -35,6 +36,7 @@ pub struct Opened {
 pub(crate) async fn start(
     file: Option<PathBuf>,
     config: Config,
+    manual: Manual,
     opened: Option<oneshot::Sender<Opened>>,
 ) -> Result<Parts, Error> {
     let telemetry = Arc::new(Telemetry::new());
@@ -72,7 +74,7 @@ pub(crate) async fn start(
         output.place(cursor, false);
     }
     dead_letters.reconfigure(&config);
-    let mut parts = Parts::new(config, file, telemetry, queue, dead_letters, evidence);
+    let mut parts = Parts::new(config, file, telemetry, queue, dead_letters, evidence, manual);
     parts.admin.admit(access);
     parts.count_volume();
     tracing::info!(address = %admin, "admin listening");

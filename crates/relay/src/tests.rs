@@ -21,7 +21,7 @@ async fn started(consumer: SocketAddr, queue: &str) -> Parts {
          [[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"{consumer}\"]\n{queue}"
     );
     let config = config::read(&text, ::outputs::TYPES).config.expect("it is right");
-    start(None, config, None).await.expect("it starts")
+    start(None, config, &[], None).await.expect("it starts")
 }
 
 fn on_disk(directory: &Path) -> String {

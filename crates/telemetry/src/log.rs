@@ -73,6 +73,7 @@ const OURS: &[&str] = &[
     "doctor",
     "evidence_log",
     "kube_audit_forwarder",
+    "manual",
     "outputs",
     "process",
     "queue",

@@ -85,7 +85,7 @@ fn each_alert_has_a_runbook_and_each_runbook_an_alert() {
     for ((alert, link), severity) in alerts.iter().zip(&links).zip(&severities) {
         let shared = SHARED.iter().find(|(of, _)| of == alert);
         let name = shared.map_or(*alert, |(_, page)| *page);
-        assert!(link.ends_with(&format!("/docs/runbooks/{name}.md")), "{link}");
+        assert_eq!(*link, format!("http://127.0.0.1:9090/runbooks/{name}"), "{alert}");
         pages.insert(format!("{name}.md"));
         let page = std::fs::read_to_string(runbooks.join(format!("{name}.md"))).unwrap();
         assert!(page.starts_with(&format!("# {name}\n")), "{alert}");

@@ -165,15 +165,14 @@ fn panels_lead_to_the_runbooks_and_each_runbook_is_led_to() {
     for panel in panels(&dashboard) {
         for link in panel["links"].as_array().into_iter().flatten() {
             let url = link["url"].as_str().unwrap().replace("${runbooks:raw}", base);
-            assert!(url.ends_with(&format!("/{}.md", link["title"].as_str().unwrap())), "{url}");
+            assert!(url.ends_with(&format!("/{}", link["title"].as_str().unwrap())), "{url}");
             assert!(wanted.contains(&url), "{}: no alert has {url}", panel["title"]);
             found.insert(url);
         }
     }
     assert_eq!(found, wanted, "each page is one click from the panel that shows the trouble");
     let contents = dashboard["links"][0]["url"].as_str().unwrap().replace("${runbooks:raw}", base);
-    let (_, path) = contents.split_once("/blob/main/").unwrap();
-    assert!(repository().join(path).is_file(), "{contents}");
+    assert_eq!(contents, "http://127.0.0.1:9090/runbooks/README");
 }
 
 /// The labels of a metric with their values, as docs/reference/metrics.md lists them.

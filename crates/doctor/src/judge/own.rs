@@ -46,7 +46,7 @@ fn said(text: &str) -> String {
 }
 
 fn advice(finding: &Finding) -> String {
-    said(&finding.advice_and_runbook().unwrap_or_default())
+    said(&finding.advice_and_runbook(None).unwrap_or_default())
 }
 
 /// Reports the findings of a relay's own verdict, each with what follows from it, except its

@@ -163,7 +163,7 @@ mod tests {
         let telemetry = Arc::new(Telemetry::new());
         let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[]).unwrap();
         let taps = Arc::new(Taps::new(telemetry.taps()));
-        let admin = Admin::new(telemetry, queue, None, taps);
+        let admin = Admin::new(telemetry, queue, None, taps, &[]);
         admin.show(Vec::new(), Vec::new(), Vec::new(), &config.queue);
         Arc::new(admin)
     }

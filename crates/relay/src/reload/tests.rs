@@ -81,7 +81,7 @@ impl Relay {
         let file = directory.path().join("relay.toml");
         std::fs::write(&file, config).expect("written");
         let (opened, addresses) = oneshot::channel();
-        let parts = start(Some(file), read(config), Some(opened)).await.expect("it starts");
+        let parts = start(Some(file), read(config), &[], Some(opened)).await.expect("it starts");
         let admin = addresses.await.expect("it runs").admin;
         Self { parts, admin, directory }
     }
@@ -308,7 +308,7 @@ async fn a_config_that_changes_while_the_relay_starts_is_noticed() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("relay.toml");
         std::fs::write(&file, content).expect("written");
-        let mut parts = start(Some(file), read(&old), None).await.expect("it starts");
+        let mut parts = start(Some(file), read(&old), &[], None).await.expect("it starts");
         let wait = if is_noticed { PATIENCE } else { Duration::from_secs(3) };
         let changed = tokio::time::timeout(wait, parts.file.watch.changed()).await;
         assert_eq!(changed.is_ok(), is_noticed);

@@ -168,7 +168,7 @@ pub struct Finding {
     pub text: String,
     /// What an operator can do; `None` if nothing needs to be done.
     pub advice: Option<String>,
-    /// The URL of the runbook about it; `None` if there is none.
+    /// The path of the runbook about it at the admin address; `None` if there is none.
     #[serde(default)]
     pub runbook: Option<String>,
     /// The consequences of this finding, which end with it. They have none of their own.
@@ -182,10 +182,14 @@ impl Finding {
         std::iter::once(self).chain(&self.consequences)
     }
 
-    /// Returns the advice with the name of the runbook, for readers that can follow no link.
-    pub fn advice_and_runbook(&self) -> Option<String> {
-        let page = self.runbook.as_deref().and_then(|url| url.rsplit_once('/'));
-        let page = page.map(|(_, name)| format!("Runbook: {}.", name.trim_end_matches(".md")));
+    /// Returns the advice, and the runbook's URL for readers in a terminal. If `relay`, the URL of
+    /// the admin address, is not known, the runbook's name stands for it. Version 0.1.0 has another
+    /// URL in `runbook`, which leads nowhere.
+    pub fn advice_and_runbook(&self, relay: Option<&str>) -> Option<String> {
+        let page = self.runbook.as_deref().and_then(|path| path.rsplit_once('/'));
+        let folder = relay.map(|relay| format!("{relay}{RUNBOOKS}/")).unwrap_or_default();
+        let page =
+            page.map(|(_, name)| format!("Runbook: {folder}{}", name.trim_end_matches(".md")));
         let parts: Vec<String> = self.advice.clone().into_iter().chain(page).collect();
         (!parts.is_empty()).then(|| parts.join(" "))
     }
@@ -215,9 +219,9 @@ impl Verdict {
     }
 }
 
-/// The folder of the runbooks, to which `runbook_url` of the shipped rules leads too.
-const RUNBOOKS: &str =
-    "https://github.com/kube-audit-forwarder/kube-audit-forwarder/blob/main/docs/runbooks";
+/// The folder of the runbooks at the admin address, to which `runbook_url` of the shipped rules
+/// leads too.
+pub const RUNBOOKS: &str = "/runbooks";
 
 const DAY: f64 = 86_400.0;
 
@@ -234,7 +238,7 @@ impl Findings {
         advice: &str,
     ) {
         let (about, text) = (about.to_owned(), text.into());
-        let runbook = kind.alert().map(|alert| format!("{RUNBOOKS}/{alert}.md"));
+        let runbook = kind.alert().map(|alert| format!("{RUNBOOKS}/{alert}"));
         let advice = (!advice.is_empty()).then(|| advice.to_owned());
         let consequences = Vec::new();
         self.0.push(Finding { kind, state, about, text, advice, runbook, consequences });

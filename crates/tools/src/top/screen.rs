@@ -81,16 +81,16 @@ fn head(view: &View, status: &Status, width: usize) -> Vec<String> {
         );
         lines.extend(wrapped(&text, width));
     }
+    let advice = |finding: &Finding| finding.advice_and_runbook(Some(&view.url));
     for finding in status.verdict.iter().flat_map(|verdict| &verdict.findings) {
         let text = format!("{} {}", sign(finding.state), message(&finding.text));
         lines.extend(wrapped(&text, width));
         // Lost events stay lost when the cause ends, so the advice about them is needed.
         let lasts = |it: &&Finding| [Kind::EventsLost, Kind::SendersGaveUp].contains(&it.kind);
         let follows = finding.consequences.iter().flat_map(|it| {
-            std::iter::once(it.text.clone())
-                .chain(Some(it).filter(lasts).and_then(Finding::advice_and_runbook))
+            std::iter::once(it.text.clone()).chain(Some(it).filter(lasts).and_then(advice))
         });
-        let below = finding.advice_and_runbook().into_iter().chain(follows);
+        let below = advice(finding).into_iter().chain(follows);
         lines.extend(below.flat_map(|it| wrapped(&format!("  {}", message(&it)), width)));
     }
     lines

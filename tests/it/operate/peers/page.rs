@@ -497,10 +497,7 @@ fn assert_not_cut(browser: &Browser, selector: &str) {
 /// window has room for the error.
 fn assert_leads_on(browser: &Browser) {
     let link = browser.run("return document.querySelector('#findings a').href");
-    assert!(
-        link.as_str().unwrap().ends_with("/runbooks/KubeAuditForwarderOutputDown.md"),
-        "{link}"
-    );
+    assert!(link.as_str().unwrap().ends_with("/runbooks/KubeAuditForwarderOutputDown"), "{link}");
     wait_for_text(browser, "#findings li", "Look at the consumer and its log");
     let width = "return document.querySelector('#outputs th.why').getBoundingClientRect().width";
     assert!(browser.run(width).as_f64() > Some(300.0));

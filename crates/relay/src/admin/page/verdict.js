@@ -190,7 +190,7 @@ function drawVerdict(status, elapsed) {
     const page = it.advice && it.runbook;
     say(part(node, 'advice'), it.advice);
     say(part(node, 'runbook'), page ? 'Runbook' : '');
-    if (page) set(part(node, 'runbook'), 'href', page);
+    if (page) set(part(node, 'runbook'), 'href', `.${page}`);
   });
   // A finding is read aloud when it comes, and not each time that a figure in it changes. While the
   // relay is gone, the alert says so.
