@@ -108,7 +108,7 @@ fn certificate(place: &str, not_after: i64, now: f64) -> Cause {
             Kind::Warning,
             place,
             what,
-            "Renew the certificate: see the runbook KubeAuditForwarderCertificateExpiresIn3Days",
+            "Renew the certificate: see the runbook KubeAuditForwarderCertificateExpires",
         ),
         false => Cause::new(Kind::Ok, place, what, ""),
     }

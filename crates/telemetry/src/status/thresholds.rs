@@ -87,8 +87,7 @@ mod tests {
             ("QueueNearlyFull", format!("> {}", QUEUE_NEARLY_FULL)),
             ("EverythingRefused", format!(">= {ATTEMPTS}")),
             ("MemoryNearLimit", format!("> {}", MEMORY_NEARLY_USED)),
-            ("CertificateExpiresIn14Days", format!("< {warn} * 86400")),
-            ("CertificateExpiresIn3Days", format!("< {bad} * 86400")),
+            ("CertificateExpires", format!("< {warn} * 86400")),
             (
                 "OutputLags",
                 "output_lag_seconds[5m]) > kube_audit_forwarder_output_lag_max_seconds".to_owned(),
@@ -99,5 +98,8 @@ mod tests {
             let has_it = [" ", "\n"].iter().any(|end| expression.contains(&format!("{part}{end}")));
             assert!(has_it, "{alert}: {part}: {expression}");
         }
+        let critical =
+            format!("{{{{ if lt $value {:.1} }}}}critical{{{{", f64::from(bad) * 86_400.0);
+        assert!(rules.contains(&critical), "{critical}");
     }
 }

@@ -129,21 +129,21 @@ impl Kind {
     pub fn alert(self) -> Option<String> {
         use Kind::*;
         let name = match self {
-            CertificateExpired | CertificateExpires => "CertificateExpiresIn3Days",
+            CertificateExpired => "CertificateExpires",
             EventsRefused => "EventsSetAside",
-            OutputUnsteady => "OutputDown",
-            AddressDown | AddressOnTrial => "OutputAddressDown",
+            // The page of OutputDown is that of OutputAddressDown too.
+            OutputUnsteady | AddressDown | AddressOnTrial => "OutputDown",
             OutputStalls | OutputLate => "OutputLags",
             QueueFills | QueueFull => "QueueNearlyFull",
             SlowRequests | InFlightFull | SendersGaveUp => "SendersWait",
             SlowAnswers => "DiskSlow",
             EarlierLosses => "EventsLost",
             // These have the names of their alerts.
-            EvidenceTampered | EvidenceRolledBack | DiskRefused | OutputPaused | OutputDown
-            | AllFiltered | ConnectionsRefused | SendersWait | EverythingRefused
-            | RequestsRejected | TlsHandshakesFail | EvidenceNotWritten | WitnessAway
-            | EventsLost | NothingReceived | Killed | MemoryNearLimit | ReloadFailed
-            | ApiserverSilent => &format!("{self:?}"),
+            CertificateExpires | EvidenceTampered | EvidenceRolledBack | DiskRefused
+            | OutputPaused | OutputDown | AllFiltered | ConnectionsRefused | SendersWait
+            | EverythingRefused | RequestsRejected | TlsHandshakesFail | EvidenceNotWritten
+            | WitnessAway | EventsLost | NothingReceived | Killed | MemoryNearLimit
+            | ReloadFailed | ApiserverSilent => &format!("{self:?}"),
             Starting | Stopping | ListenerClosed | SourceFails | LogIncomplete | Good | Other => {
                 return None;
             }

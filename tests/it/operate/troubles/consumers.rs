@@ -58,7 +58,7 @@ pub(super) const ROWS: &[Row] = &[
         name: "the consumer's certificate has expired",
         run: |scene| with_certificate(scene, |it| &it.expired_server),
         says: ("bad", "The consumer's certificate at output consumer has expired"),
-        fires: "CertificateExpiresIn3Days",
+        fires: "CertificateExpires",
         before: &[],
         logs: "output down",
     },
@@ -74,7 +74,7 @@ pub(super) const ROWS: &[Row] = &[
             from_the_start(scene, url, &format!("tls = {{ ca = {:?} }}\n", text(&certificates.ca)));
         },
         says: ("bad", "The consumer's certificate at output consumer expires in 1 day"),
-        fires: "CertificateExpiresIn3Days",
+        fires: "CertificateExpires",
         before: &[],
         logs: "",
     },
