@@ -210,7 +210,7 @@ relay() {
   waited=0
   route=/api/v1/namespaces/$NAMESPACE/services/$NAME:$port/proxy/post
   until answer=$("$KUBECTL" create --raw "$route" -f "$work/empty.json" 2>&1) && [ "$answer" = '{"accepted":0}' ]; do
-    if [ "$waited" -ge 30 ]; then
+    if [ "$waited" -ge $((4 * PAUSE)) ]; then
       kube delete networkpolicy -l "$RELAYS" >&2
       fail "no relay answers at $route: $answer. Their NetworkPolicy, a possible reason, is deleted (docs/operating/webhook.md#who-may-send). To go back, run: deploy/replace-haproxy.sh undo"
     fi

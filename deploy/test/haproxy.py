@@ -258,6 +258,12 @@ class Pod:
                 self.process.kill()
 
 
+class Nothing:
+    """Stands for no endpoints, for which kube-apiserver is answered 503."""
+
+    port = 1
+
+
 class Cluster(Server):
     """The API, the controllers and the kubelet."""
 
@@ -267,7 +273,7 @@ class Cluster(Server):
         self.lock = threading.RLock()
         self.objects, self.pods, self.ended, self.ending, self.answers = {}, {}, {}, [], discovery()
         self.version = self.serial = 0
-        self.haproxy_starts = True
+        self.haproxy_starts, self.policy_blocks = True, False
         self.stopped = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
         self.controllers = threading.Thread(target=self.control)
@@ -339,6 +345,8 @@ class Cluster(Server):
     def endpoints(self):
         """The pods to which the Service leads. What has just ended stays for a moment."""
         with self.lock:
+            if self.policy_blocks and any("/networkpolicies/" in path for path in self.objects):
+                return [Nothing]
             now = time.monotonic()
             going = [pod for since, pod in self.ended.values() if now - since < switch.STALE and pod.was_endpoint]
             wanted = self.objects[f"{OURS}/services/{NAME}"]["spec"]["selector"]
@@ -346,8 +354,7 @@ class Cluster(Server):
             for path, pod in self.pods.items():
                 pod.was_endpoint = manifests.selects(wanted, labels_of(self.objects[path])) and self.is_ready(path)
                 there += [pod] if pod.was_endpoint else []
-            # With none, kube-apiserver is answered 503.
-            return there + going or [type("Nothing", (), {"port": 1})]
+            return there + going or [Nothing]
 
     # The controllers.
 
@@ -730,6 +737,13 @@ def follow(reader):
     reader.wait_for(reader.haproxy_receives)
     reader.cluster.delete(next(path for path, pod in reader.cluster.pods.items() if pod.is_haproxy))
     reader.wait_for(reader.haproxy_receives)
+    reader.undo(before)
+
+    # A control plane from elsewhere than the NetworkPolicy says: the policy goes, and events come.
+    reader.cluster.policy_blocks = True
+    reader.run(relay, 1, "Their NetworkPolicy, a possible reason, is deleted")
+    reader.wait_for(reader.relays_receive)
+    reader.cluster.policy_blocks = False
     reader.undo(before)
 
     # A file of the consumer that nobody has named, and then has.
