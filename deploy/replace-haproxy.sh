@@ -250,6 +250,8 @@ undo() {
   [ "$(jq -r '.deployment.kind' "$work/before.json")" = Deployment ] || fail "there is nothing to undo: no HAProxy is saved"
   [ -z "$(kube get configmap "$NAME-webhook" --ignore-not-found -o name)" ] ||
     fail "the webhook uses HTTPS, which HAProxy does not take; first set the old URL, then run: $KUBECTL delete configmap -n $NAMESPACE $NAME-webhook"
+  [ -z "$(kube get statefulset "$NAME" --ignore-not-found -o name)" ] ||
+    fail "the relays are a StatefulSet, which this script does not know; first go back to the Deployment of deploy/overlays/$overlay"
   "$KUBECTL" get namespace "$NAMESPACE" -o json >"$work/namespace.json"
   # The labels of before, but what somebody has set so that HAProxy's pod is admitted.
   # shellcheck disable=SC2046 # a label has no spaces

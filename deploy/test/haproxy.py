@@ -45,7 +45,7 @@ KINDS = {
         "configmaps": "ConfigMap", "namespaces": "Namespace", "pods": "Pod", "secrets": "Secret",
         "serviceaccounts": "ServiceAccount", "services": "Service",
     },
-    "apps/v1": {"deployments": "Deployment", "replicasets": "ReplicaSet"},
+    "apps/v1": {"deployments": "Deployment", "replicasets": "ReplicaSet", "statefulsets": "StatefulSet"},
     "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
     "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
 }
@@ -427,9 +427,12 @@ class Cluster(Server):
         room = replicas + 1 - sum(self.objects[path]["spec"]["replicas"] for path in sets)
         ours = self.objects[current]["spec"]
         ours["replicas"] = min(replicas, ours["replicas"] + max(0, room))
+        # As many old ones may go as new ones are ready (reconcileOldReplicaSets of Kubernetes).
+        spare = sum(self.objects[path]["spec"]["replicas"] for path in sets) - replicas
+        spare -= ours["replicas"] - ready.get(current, 0)
         for path in sets:
             old = self.objects[path]["spec"]
-            if path != current and old["replicas"] and (sum(ready.values()) > replicas or not ready[path]):
+            if path != current and old["replicas"] and spare > 0:
                 old["replicas"] -= 1
                 break
         count = sum(len(it) for it in pods.values())
@@ -609,7 +612,9 @@ class Reader:
         }
 
     def tutorial(self):
-        """Makes the objects of the tutorial, as `kubectl create` does."""
+        """Makes the objects of the tutorial, as `kubectl create` does. The ConfigMap was applied, so
+        that the next `kubectl apply` removes what it no longer has.
+        """
         config = CONFIG.replace("192.0.2.1:8080", f"127.0.0.1:{self.consumer.server_address[1]}")
         labels = {"app": NAME}
         about = {"name": NAME, "namespace": NAMESPACE, "labels": labels}
@@ -617,7 +622,9 @@ class Reader:
         create = self.cluster.create
         create(OURS, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": {"team": "a"}}})
         map_about = {"name": f"{NAME}-cm", "namespace": NAMESPACE}
-        create(f"{OURS}/configmaps/{NAME}-cm", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": map_about, "data": {"haproxy.cfg": config}})
+        config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": map_about, "data": {"haproxy.cfg": config}}
+        self.applied = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(config_map)}
+        create(f"{OURS}/configmaps/{NAME}-cm", config_map | {"metadata": map_about | {"annotations": self.applied}})
         create(f"{OURS}/services/{NAME}", {"apiVersion": "v1", "kind": "Service", "metadata": dict(about), "spec": manifests.TUTORIAL_SERVICE})
         spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
         create(f"{DEPLOYMENTS}/{NAME}", {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": dict(about), "spec": spec})
@@ -632,6 +639,10 @@ class Reader:
 
     def haproxy_receives(self):
         return [getattr(pod, "is_haproxy", None) for pod in self.cluster.endpoints] == [True]
+
+    def haproxy_is_ready(self):
+        with self.cluster.lock:
+            return any(self.cluster.is_ready(path) for path, pod in self.cluster.pods.items() if pod.is_haproxy)
 
     def relays_receive(self):
         return [getattr(pod, "is_haproxy", None) for pod in self.cluster.endpoints] == [False, False]
@@ -733,10 +744,11 @@ def follow(reader):
     # evicted in the middle of it, and comes again.
     reader.run(f"{relay} --image {MISSING}", 1, "ErrImagePull")
     reader.undo(before)
+    reader.cluster.objects[f"{OURS}/configmaps/{NAME}-cm"]["metadata"]["annotations"] = reader.applied
     reader.run(f"{relay} --force --image {MISSING}", 1, "HAProxy still receives", TIMEOUT="4")
     reader.wait_for(reader.haproxy_receives)
     reader.cluster.delete(next(path for path, pod in reader.cluster.pods.items() if pod.is_haproxy))
-    reader.wait_for(reader.haproxy_receives)
+    reader.wait_for(reader.haproxy_is_ready)
     reader.undo(before)
 
     # A control plane from elsewhere than the NetworkPolicy says: the policy goes, and events come.
@@ -744,6 +756,13 @@ def follow(reader):
     reader.run(relay, 1, "Their NetworkPolicy, a possible reason, is deleted")
     reader.wait_for(reader.relays_receive)
     reader.cluster.policy_blocks = False
+
+    # Relays with volumes, which stay where they are.
+    volumes = f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{NAME}"
+    about = {"name": NAME, "namespace": NAMESPACE}
+    reader.cluster.create(volumes, {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": about})
+    reader.run(f"{SCRIPT} undo", 1, "a StatefulSet")
+    reader.cluster.delete(volumes)
     reader.undo(before)
 
     # A file of the consumer that nobody has named, and then has.
