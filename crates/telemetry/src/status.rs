@@ -115,6 +115,9 @@ pub struct Intake {
     pub received_bytes_per_second: Option<f64>,
     /// The age of the last accepted batch, in seconds; `None` if there is none yet.
     pub last_event_seconds_ago: Option<f64>,
+    /// The last 16 test requests of `deploy/connect.sh` whose events this relay has accepted,
+    /// newest first: the digits at the end of the name.
+    pub probes: Vec<String>,
     /// Refused requests since the start, by reason, as in `requests_rejected_total`.
     pub rejected_requests: BTreeMap<String, u64>,
     /// Requests refused with 429 per second, over the last minute.

@@ -24,8 +24,9 @@
 //!
 //! # The kube-apiservers
 //!
-//! Each batch is also searched for the events that a kube-apiserver makes about itself, whether or
-//! not the volume is counted ([`apiservers`]).
+//! Each batch is also searched for the events that a kube-apiserver makes about itself
+//! ([`apiservers`]), and for the requests of `deploy/connect.sh` ([`probes`]), whether or not the
+//! volume is counted.
 //!
 //! # What is shown
 //!
@@ -39,7 +40,7 @@
 //! | 2 | `facts` | the names in an event |
 //! | 3 | `sample` | which bytes are drawn |
 //! | 4 | `summary` | the heaviest names, and the most of others |
-//! | 5 | `apiservers` `slices` | when each kube-apiserver was last heard · an hour and a day, in slices |
+//! | 5 | `apiservers` `probes` `slices` | when each kube-apiserver was last heard · the script's requests · an hour and a day, in slices |
 
 use std::sync::{Arc, Mutex};
 
@@ -51,6 +52,7 @@ use base::lock::lock;
 
 pub mod apiservers;
 mod facts;
+mod probes;
 pub mod report;
 mod sample;
 mod slices;
@@ -59,6 +61,7 @@ mod summary;
 pub use sample::Seen;
 
 use apiservers::{Apiserver, Apiservers};
+use probes::Probes;
 use report::Report;
 use sample::Pace;
 use slices::Slices;
@@ -69,6 +72,7 @@ use slices::Slices;
 pub struct Volume {
     counting: Mutex<Option<Counting>>,
     apiservers: Apiservers,
+    probes: Probes,
 }
 
 struct Counting {
@@ -102,6 +106,7 @@ impl Volume {
         }
         let list = list.map(ListEnds::offsets);
         apiservers::find(lines, list, &mut seen.apiservers);
+        probes::find(lines, &mut seen.probes);
         let counting = lock(&self.counting)
             .as_mut()
             .map(|it| (Arc::clone(&it.redaction), it.pace.stride(lines.len(), Instant::now())));
@@ -115,9 +120,10 @@ impl Volume {
     }
 
     /// Counts an accepted batch, unless the redaction has changed since it was sampled. Notes the
-    /// batch's kube-apiservers in any case.
+    /// batch's kube-apiservers and probes in any case.
     pub fn count(&self, mut seen: Seen) {
         self.apiservers.hear(std::mem::take(&mut seen.apiservers));
+        self.probes.keep(std::mem::take(&mut seen.probes));
         if let (Some(redaction), Some(counting)) = (&seen.redaction, &mut *lock(&self.counting))
             && Arc::ptr_eq(redaction, &counting.redaction)
         {
@@ -129,6 +135,11 @@ impl Volume {
     /// means that they are unknown: the audit policy may leave out updates of Leases.
     pub fn apiservers(&self) -> Vec<Apiserver> {
         self.apiservers.list()
+    }
+
+    /// Returns the digits of the last requests of `deploy/connect.sh`, newest first.
+    pub fn probes(&self) -> Vec<String> {
+        self.probes.list()
     }
 
     /// Returns the figures of the last hour and the last 24 hours.

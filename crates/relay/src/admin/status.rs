@@ -95,6 +95,7 @@ impl Admin {
             accepted_events_per_second,
             received_bytes_per_second,
             last_event_seconds_ago: seconds(refusals.accepted_ago()),
+            probes: metrics.volume().probes(),
             rejected_requests: counted(metrics.rejections().requests.counts()),
             refused_429_per_second,
             in_flight_full_seconds_ago: seconds(refusals.in_flight_full_ago()),

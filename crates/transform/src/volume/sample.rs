@@ -29,6 +29,8 @@ pub struct Seen {
     pub(super) events: u64,
     /// The kube-apiservers whose own events are in the batch.
     pub(super) apiservers: Vec<Box<str>>,
+    /// The digits of the probes in the batch.
+    pub(super) probes: Vec<Box<str>>,
     /// The names of sampled events, and the bytes and events for which they stand.
     pub(super) samples: Vec<(Names, Weight)>,
 }
