@@ -1,34 +1,49 @@
 #!/bin/sh
-# Connects kube-apiserver to the relays, when their manifests or the chart have been applied: waits
-# until they run, makes the certificate of their HTTPS listener (deploy/certificate.sh), sends an
-# empty batch the way that kube-apiserver takes, and only then turns the audit webhook to them.
+# Connects kube-apiserver to the relays: waits until they run, makes the certificate of their HTTPS
+# listener (deploy/certificate.sh) and the tokens of their admin port (the Secret
+# kube-audit-forwarder-admin), sends an empty batch the way that kube-apiserver takes, and only then
+# turns the audit webhook to them.
 #
-#   deploy/connect.sh ibm-cloud CLUSTER
+#   deploy/connect.sh ibm-cloud CLUSTER [OPTION…]
 #       sets the webhook of an IBM Cloud cluster, for which you need the role Administrator,
-#       refreshes its master, waits until the refresh is done, and then for a first real event.
-#       Copies the credentials for icr.io from the namespace default first. Prints the webhook of
-#       before, for the way back, and at a later run what has changed, such as the cluster's CA.
+#       refreshes its master, and waits until events arrive, as `seen` does. Copies the credentials
+#       for icr.io from the namespace default first. Prints the webhook of before, for the way back.
 #       The webhook gets the client certificate of a service ID, which this script makes: the
 #       certificate of a person stops working on the day on which that person leaves.
 #
-#       Makes the tokens of the relays' admin port (the Secret kube-audit-forwarder-admin), too.
-#
-#   deploy/connect.sh own ADDRESS… >audit-webhook.yaml
+#   deploy/connect.sh own ADDRESS… [OPTION…] >audit-webhook.yaml
 #       for a kube-apiserver of your own, whose nodes have these addresses: lets them through to the
-#       relays by a NetworkPolicy (deploy/control-plane.yaml), makes the tokens of the admin port,
-#       and prints the file for the option --audit-webhook-config-file.
+#       relays by a NetworkPolicy (deploy/control-plane.yaml), and prints the file for the option
+#       --audit-webhook-config-file.
 #
-# The script needs openssl and kubectl; for ibm-cloud also curl, jq, and ibmcloud, logged in. Run
-# again, it does the same again. The environment may change these values:
+#   deploy/connect.sh seen
+#       asks kube-apiserver to delete a ConfigMap that does not exist and whose name nobody can
+#       guess, and succeeds when the status of a relay names that very request.
+#
+#   deploy/connect.sh url CLUSTER URL --ca FILE [--cert FILE --key FILE]
+#       sets the webhook of an IBM Cloud cluster to a relay elsewhere, whose certificate that CA has
+#       signed, and refreshes the master. The other files are the client certificate and its key.
+#
+# The manifests or the chart have been applied, or these options do it:
+#
+#   --config FILE        the config of the relays: deploy/base/relay.toml with another [[output]]
+#   --file [NAME=]FILE   a file that the config names below /consumer; once for each file. They
+#                        become the Secret kube-audit-forwarder-consumer.
+#   --image NAME:TAG     the image, in place of that of the manifests
+#
+# The script needs openssl, curl, jq and kubectl, and for IBM Cloud ibmcloud, logged in. Run again,
+# it does the same again. The environment may change these values:
 #
 #   KUBECTL     kubectl          or oc: then `ibmcloud oc` takes the place of `ibmcloud ks`
 #   NAMESPACE   ibm-kube-audit
+#   OVERLAY     overlays/ibm-iks, overlays/ibm-openshift (oc) or base (own): the manifests below
+#               deploy/ that --config applies
 #   POLICY      default          the audit policy of the IBM Cloud cluster, or verbose
 #   IDENTITY    service-id       whose client certificate the webhook gets; own: that of whoever is
 #                                logged in
 #   SERVICE_ID  kube-audit-forwarder-CLUSTER, the name of the service ID
 #   TIMEOUT     300              seconds to wait for the pods, for the HTTPS listener, for the
-#                                rights of the service ID, and for the first event
+#                                rights of the service ID, and until events arrive
 #   REFRESH     1800             seconds to wait until the master is refreshed
 #   PAUSE       5                seconds between two checks while it waits
 set -eu
@@ -45,17 +60,22 @@ SERVICE=kube-audit-forwarder
 # The Service with the port of HTTPS.
 HTTPS=$SERVICE-https
 PULL_SECRET=all-icr-io
-# The Secret with the tokens of the admin port.
+# The Secrets with the tokens of the admin port, and with the files of outputs.
 ADMIN=$SERVICE-admin
-# A ConfigMap with what the webhook was set to, for the next run.
-STATE=$SERVICE-webhook
+CONSUMER=$SERVICE-consumer
 HERE=$(dirname "$0")
 # The path of the webhook below kube-apiserver's own address.
 PROXY=/api/v1/namespaces/$NAMESPACE/services/https:$HTTPS:https/proxy/post
+EMPTY='{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[]}'
+case ${KUBECTL##*/} in oc) kind=oc ;; *) kind=ks ;; esac
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "connect.sh: $*"; exit 1; }
-usage() { say "usage: deploy/connect.sh ibm-cloud CLUSTER | own ADDRESS…; the head of the file says more"; exit 2; }
+usage() {
+  say "usage: (the head of deploy/connect.sh says more)"
+  sed -n 's/^#   \(deploy\/connect.sh\|--\)/  \1/p' "$0" >&2
+  exit 2
+}
 
 # Private keys are only in this directory and in Secrets, and never on a command line.
 directory=$(mktemp -d)
@@ -73,6 +93,79 @@ needs() {
   for program; do command -v "$program" >/dev/null || fail "$program is not installed"; done
 }
 
+# Begins to wait for this many seconds, and says whether they have passed.
+begin() { deadline=$(($(date +%s) + $1)); }
+is_over() { [ "$(date +%s)" -ge "$deadline" ]; }
+
+# Says what is wrong with --config and its options, before anything in the cluster changes. The
+# argument is the overlay if OVERLAY names none.
+check_config() {
+  overlay=${OVERLAY:-$1}
+  if [ -z "$config" ]; then
+    [ -z "$image$files" ] || fail "--image and --file need --config"
+    return 0
+  fi
+  [ "$NAMESPACE" = ibm-kube-audit ] || fail "--config needs the namespace ibm-kube-audit, which the manifests name"
+  [ -f "$HERE/$overlay/kustomization.yaml" ] || fail "there are no manifests in deploy/$overlay"
+  [ -n "$image" ] || [ "$(cat "$HERE/published" 2>/dev/null || echo none)" != none ] ||
+    fail "no image is published: make one with deploy/image.sh, and name it by --image"
+  case $image in *[!A-Za-z0-9._/:@-]*) fail "$image is not the name of an image" ;; esac
+  [ -r "$config" ] || fail "$config can't be read"
+  grep -q /certificates/tls.crt "$config" ||
+    fail "$config has no listener with /certificates/tls.crt: begin with deploy/base/relay.toml, and replace only its [[output]]"
+  while IFS= read -r each; do
+    [ -s "${each#*=}" ] || fail "${each#*=} can't be read, or is empty"
+    case $each in *=*) echo "${each%%=*}" ;; *) echo "${each##*/}" ;; esac
+  done <"$directory/files" >"$directory/names"
+  "$KUBECTL" get secret "$CONSUMER" -n "$NAMESPACE" --ignore-not-found -o json >"$directory/consumer.json"
+  jq -r '.data // {} | keys[]' "$directory/consumer.json" >>"$directory/names"
+  grep -v '^ *#' "$config" | grep -o '[:"]/\(certificates\|consumer\|secrets\)/[A-Za-z0-9._-]*' >"$directory/paths" || true
+  while IFS= read -r each; do
+    each=${each#?}
+    case $each in
+    /certificates/tls.crt | /certificates/tls.key) ;;
+    /consumer/*)
+      grep -qx "${each##*/}" "$directory/names" ||
+        fail "$config names $each, but neither a --file nor the Secret $CONSUMER has ${each##*/}"
+      ;;
+    *) fail "$config names $each, which no pod has: the files of an output are below /consumer" ;;
+    esac
+  done <"$directory/paths"
+  program=$(command -v kube-audit-forwarder) || program=$HERE/../target/release/kube-audit-forwarder
+  if [ ! -x "$program" ]; then
+    say "$config is not checked, because there is no kube-audit-forwarder on this machine"
+  else
+    "$program" check --elsewhere --config "$config" >&2 || fail "$config has mistakes"
+  fi
+  "$KUBECTL" get deployment,statefulset -n "$NAMESPACE" -o json >"$directory/before.json"
+  before=$(jq -r --arg name "$SERVICE" '.items[] | select(.metadata.name == $name) |
+    "\(.kind) \(.metadata.labels["app.kubernetes.io/managed-by"])"' "$directory/before.json")
+  case $before/$overlay in
+  *Helm/*) fail "Helm has installed the relays: change them with helm upgrade, and leave out --config" ;;
+  StatefulSet*durable) ;;
+  StatefulSet* | Deployment*durable) fail "the relays are a ${before%% *}, which deploy/$overlay is not: name its manifests in OVERLAY" ;;
+  esac
+}
+
+# Applies the manifests with the config and the image, from a copy. The pods can't start without the
+# Secrets, which come first.
+install() {
+  [ -n "$config" ] || return 0
+  "$KUBECTL" apply -f "$HERE/base/namespace.yaml" >&2
+  set --
+  while IFS= read -r each; do set -- "$@" "--from-file=$each"; done <"$directory/files"
+  # The server keeps no copy of the values in an annotation.
+  [ "$#" -eq 0 ] || "$KUBECTL" create secret generic "$CONSUMER" -n "$NAMESPACE" "$@" --dry-run=client -o json |
+    "$KUBECTL" apply --server-side --force-conflicts -f - >&2
+  pull_secret
+  mkdir "$directory/deploy"
+  cp -R "$HERE/base" "$HERE/overlays" "$directory/deploy"
+  cp "$config" "$directory/deploy/base/relay.toml"
+  "$KUBECTL" kustomize "$directory/deploy/$overlay" >"$directory/manifests"
+  sed "s|^\( *image: \).*|${image:+\\1}${image:-&}|" "$directory/manifests" | "$KUBECTL" apply -f - >&2
+  [ -z "$before" ] || restart
+}
+
 # The pods can't start before the credentials for their image are in their namespace.
 pull_secret() {
   for namespace in "$NAMESPACE" default; do
@@ -81,28 +174,86 @@ pull_secret() {
   if [ ! -s "$directory/$NAMESPACE.json" ] && [ -s "$directory/default.json" ]; then
     jq --arg namespace "$NAMESPACE" '{apiVersion, kind, type, data, metadata: {name: .metadata.name, namespace: $namespace}}' \
       "$directory/default.json" | "$KUBECTL" create -f - >&2
+    restart
   fi
 }
 
+# Pods that could not start wait for up to five minutes before they try again; new ones do not.
+restart() {
+  for each in $(workloads); do
+    "$KUBECTL" rollout status -n "$NAMESPACE" "$each" --timeout 1s >"$directory/said" 2>&1 ||
+      "$KUBECTL" rollout restart -n "$NAMESPACE" "$each" >&2
+  done
+}
+
+workloads() {
+  "$KUBECTL" get deployment,statefulset -n "$NAMESPACE" -o name >"$directory/workloads" || fail "no access to $NAMESPACE"
+  grep -x ".*/$SERVICE" "$directory/workloads" || true
+}
+
+# Why pods do not start, a line for each reason: `now` if it does not end by itself, else `later`.
+# Only the pods of the newest version count, because a rollout keeps older ones that fail, too.
+troubles() {
+  "$KUBECTL" get deployments,statefulsets,pods,events -n "$NAMESPACE" --request-timeout 10s -o json \
+    >"$directory/look.json" 2>/dev/null || return 0
+  jq -r --arg name "$SERVICE" '
+    def version: .metadata.labels | ."pod-template-hash" // ."controller-revision-hash";
+    def words: .message // "" | split("\n") | map(select(. != "")) | .[-3:] | join(" ");
+    def ended: "\(.reason) with exit status \(.exitCode): \(words)";
+    .items as $all
+    | def of($kind): $all[] | select(.kind == $kind);
+    def event($reason; $of): [of("Event") | select(.reason == $reason and .involvedObject.name == $of)]
+      | max_by(.lastTimestamp) // empty;
+    [of("Pod") | select(.metadata.labels["app.kubernetes.io/name"] == $name and .metadata.deletionTimestamp == null
+      and .status.phase != "Failed")] as $pods
+    | ($pods | max_by(.metadata.creationTimestamp) | version) as $newest
+    | (of("Deployment") | select(.metadata.name == $name) | .status.conditions[]?
+        | select(.type == "ReplicaFailure" and .status == "True") | "now no pod can be made: \(words)"),
+      (of("StatefulSet") | select(.metadata.name == $name and .spec.replicas > ($pods | length))
+        | event("FailedCreate"; $name) | "now no pod can be made: \(words)"),
+      ($pods[] | select(version == $newest) | .metadata.name as $pod
+        | (.status.conditions[]? | select(.type == "PodScheduled" and .status == "False")
+            | "later \($pod): \(.reason): \(words)"),
+          (.status.containerStatuses[]? | .lastState.terminated as $last | .image as $image
+            | (.state.terminated // empty | select(.exitCode != 0) | "now \($pod): \(ended)"),
+              (.state.waiting // empty | if .reason | IN("ContainerCreating", "PodInitializing") then event("FailedMount"; $pod)
+                  | (if words | contains("not found") then "now" else "later" end) + " \($pod): \(words)"
+                elif .reason == "CrashLoopBackOff" then "now \($pod): \($last | ended)"
+                elif .reason | test("Image|Registry") then "now \($pod): \(.reason): \($image): \(words)"
+                else "now \($pod): \(.reason): \(words)" end)))
+    ' "$directory/look.json" || true
+}
+
 wait_for_pods() {
-  workload=$("$KUBECTL" get deployment,statefulset -n "$NAMESPACE" -o name) || fail "no access to $NAMESPACE"
-  workload=$(printf '%s\n' "$workload" | grep -x ".*/$SERVICE") ||
-    fail "no $SERVICE in the namespace $NAMESPACE; apply the manifests or the chart first"
+  workload=$(workloads)
+  [ -n "$workload" ] || fail "no $SERVICE in the namespace $NAMESPACE; apply the manifests or the chart first, or use --config"
   "$KUBECTL" get service "$HTTPS" -n "$NAMESPACE" -o name >/dev/null ||
     fail "no Service $HTTPS in the namespace $NAMESPACE, which these manifests, of version 0.1.0, do not have; see docs/operating/upgrade.md"
+  begin "$TIMEOUT"
+  before="" told=""
   for each in $workload; do
-    "$KUBECTL" rollout status -n "$NAMESPACE" "$each" --timeout "${TIMEOUT}s" >&2
+    until "$KUBECTL" rollout status -n "$NAMESPACE" "$each" --timeout 3s >"$directory/said" 2>&1; do
+      found=$(troubles)
+      [ -z "$found" ] || [ "$found" = "$told" ] || say "$found"
+      told=$found
+      # A reason that is seen twice is not one of a moment.
+      now=$(printf '%s\n' "$found" | sed -n 's/^now //p')
+      [ -z "$now" ] || [ -z "$before" ] || fail "the relays do not start: $now"
+      before=$now
+      ! is_over || fail "the relays do not run after $TIMEOUT s: ${found:-$(grep -v 'timed out waiting' "$directory/said" | tail -n 1)}"
+      sleep 1
+    done
+    say "$(tail -n 1 "$directory/said")"
   done
 }
 
 # A relay opens the HTTPS listener when kubelet has brought it the certificate, within a minute or
 # two. An empty batch is accepted and forwarded nowhere.
 wait_for_https() {
-  printf '{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[]}' >"$directory/empty.json"
-  waited=0
+  printf %s "$EMPTY" >"$directory/empty.json"
+  begin "$TIMEOUT"
   until answer=$("$KUBECTL" create --raw "$PROXY" -f "$directory/empty.json" 2>&1); do
-    [ "$waited" -lt "$TIMEOUT" ] || fail "no relay answers at $PROXY within $TIMEOUT s: $answer; see docs/operating/troubleshooting.md"
-    waited=$((waited + 2))
+    ! is_over || fail "no relay answers at $PROXY within $TIMEOUT s: $answer; see docs/operating/troubleshooting.md $(troubles)"
     sleep 2
   done
   case $answer in
@@ -117,7 +268,7 @@ cluster_ca() {
   ibmcloud "$kind" cluster ca get --cluster "$cluster" --output json >"$directory/ca.json" 2>"$directory/said" ||
     fail "cannot read the CA of $cluster; you need the role Administrator for the cluster, and must be logged in: $(cat "$directory/said")"
   jq -er .caCert "$directory/ca.json" | openssl base64 -d -A >"$directory/ca.pem"
-  openssl x509 -in "$directory/ca.pem" -noout || fail "the cluster's CA is not a certificate"
+  openssl x509 -in "$directory/ca.pem" -noout -subject -enddate -fingerprint -sha256 >&2 || fail "the cluster's CA is not a certificate"
   openssl x509 -in "$directory/ca.pem" -noout -checkend 7776000 >/dev/null ||
     say "warning: the cluster's CA expires within 90 days; rotate it, and run this script again"
   status=$(ibmcloud "$kind" cluster ca status --cluster "$cluster") || fail "cannot read the status of the CA"
@@ -193,150 +344,149 @@ client_certificate() {
     jq -er ".users[0].user.\"client-$part-data\"" "$directory/config.json" |
       openssl base64 -d -A >"$directory/client-$part.pem"
   done
-  openssl x509 -in "$directory/client-certificate.pem" -noout || fail "the client certificate is invalid"
+  openssl x509 -in "$directory/client-certificate.pem" -noout -subject -enddate -fingerprint -sha256 >&2 || fail "the client certificate is invalid"
   openssl pkey -in "$directory/client-key.pem" -noout || fail "the client key is invalid"
 }
 
-# What one certificate is, in a line.
-of_certificate() {
-  openssl x509 -in "$1" -noout -fingerprint -sha256 -enddate | sed -e 's/^.*Fingerprint=//' -e 's/^notAfter=/until /' |
-    tr '\n' ' ' | sed 's/ $//'
-}
-
-# Prints what is new since this script ran last, and keeps what it has set now. Nothing of it is
-# secret.
-tell_changes() {
-  ca=$(of_certificate "$directory/ca.pem")
-  client=$(of_certificate "$directory/client-certificate.pem")
-  "$KUBECTL" get configmap "$STATE" -n "$NAMESPACE" --ignore-not-found -o json >"$directory/state.json"
-  for what in "ca=$ca" "client=$client" "url=$url" "policy=$POLICY"; do
-    key=${what%%=*}
-    now=${what#*=}
-    before=$(jq -r --arg key "$key" '.data[$key] // empty' "$directory/state.json" 2>/dev/null) || before=""
-    case $before in
-    "$now") say "unchanged: $key ($now)" ;;
-    "") say "set: $key ($now)" ;;
-    *) say "changed: $key (before: $before; now: $now)" ;;
-    esac
-  done
-  jq -n --arg name "$STATE" --arg namespace "$NAMESPACE" --arg ca "$ca" --arg client "$client" --arg url "$url" \
-    --arg policy "$POLICY" '{apiVersion: "v1", kind: "ConfigMap", metadata: {$name, $namespace}, data: {$ca, $client, $url, $policy}}' |
-    "$KUBECTL" apply -f - >&2 || say "warning: the ConfigMap $STATE can't be written; the next run can't say what has changed"
+# Sets the webhook with these options, and begins the refresh of the master.
+set_webhook() {
+  say "the webhook before this run:"
+  ibmcloud "$kind" cluster master audit-webhook get --cluster "$cluster" >&2 || say "none, or it can't be read"
+  ibmcloud "$kind" cluster master audit-webhook set --cluster "$cluster" --policy "$POLICY" --remote-server "$@" >&2
+  ibmcloud "$kind" cluster master refresh --cluster "$cluster" >&2 ||
+    fail "the webhook is set, but the master can't be refreshed; run: ibmcloud $kind cluster master refresh --cluster $cluster"
+  say "the webhook is set; the master is being refreshed, which takes some minutes"
 }
 
 # Waits until the master is as it was before the refresh, and prints each step that it takes.
 wait_for_refresh() {
-  waited=0 told="" began=""
+  waited=0 told="its state can't be read" began=""
   while [ "$waited" -lt "$REFRESH" ]; do
-    ibmcloud "$kind" cluster get --cluster "$cluster" --output json >"$directory/cluster.json" ||
-      fail "cannot read the state of the master; the webhook is set, and the refresh may still be running"
-    state=$(jq -r '.masterState // .lifecycle.masterState // "unknown"' "$directory/cluster.json")
-    status=$(jq -r '.masterStatus // .lifecycle.masterStatus // ""' "$directory/cluster.json")
-    [ "$told" = "$state $status" ] || say "the master: $state. $status"
-    told="$state $status"
-    case $state in
-    # A refresh that has just been asked for is not seen at once.
-    deployed) [ -z "$began" ] && [ "$waited" -lt 60 ] || return 0 ;;
-    *fail* | *cancel*) fail "the master's refresh has failed ($state): $status" ;;
-    *) began=yes ;;
-    esac
+    if ibmcloud "$kind" cluster get --cluster "$cluster" --output json >"$directory/cluster.json"; then
+      state=$(jq -r '.masterState // .lifecycle.masterState // "unknown"' "$directory/cluster.json")
+      status=$(jq -r '.masterStatus // .lifecycle.masterStatus // ""' "$directory/cluster.json")
+      [ "$told" = "$state $status" ] || say "the master: $state. $status"
+      told="$state $status"
+      case $state in
+      # A refresh that has just been asked for is not seen at once.
+      deployed) [ -z "$began" ] && [ "$waited" -lt 60 ] || return 0 ;;
+      *fail* | *cancel*) fail "the master's refresh has failed ($state): $status" ;;
+      *) began=yes ;;
+      esac
+    fi
     waited=$((waited + PAUSE))
     sleep "$PAUSE"
   done
-  fail "the master is still not refreshed after $REFRESH s: $told. The webhook is set; check later whether events arrive"
+  fail "the master is still not refreshed after $REFRESH s: $told. The webhook is set; run deploy/connect.sh seen later"
 }
 
-# Makes the tokens of the relays' admin port, unless they exist, and reads the one for metrics. The
-# pods take a new Secret within a minute or two.
+# Makes the tokens of the relays' admin port, unless they exist, and reads the one for the status.
+# The pods take a new Secret within a minute or two.
 admin_tokens() {
-  if ! "$KUBECTL" get secret "$ADMIN" -n "$NAMESPACE" >/dev/null 2>&1; then
+  found=$("$KUBECTL" get secret "$ADMIN" -n "$NAMESPACE" --ignore-not-found -o name)
+  if [ -z "$found" ]; then
     for key in token metrics-token; do
-      (umask 077 && openssl rand -hex 32 | tr -d '\n' >"$directory/$key")
+      openssl rand -hex 32 | tr -d '\n' >"$directory/$key"
     done
     "$KUBECTL" create secret generic "$ADMIN" -n "$NAMESPACE" --from-file="token=$directory/token" \
       --from-file="metrics-token=$directory/metrics-token" >&2
     "$KUBECTL" label secret "$ADMIN" -n "$NAMESPACE" "app=$SERVICE" "app.kubernetes.io/name=$SERVICE" >&2
     say "the tokens of the admin port are in the Secret $ADMIN"
   fi
-  metrics_token=$("$KUBECTL" get secret "$ADMIN" -n "$NAMESPACE" -o 'go-template={{index .data "metrics-token" | base64decode}}') ||
-    fail "the Secret $ADMIN has no metrics-token; see docs/operating/admin-port.md"
+  token=$("$KUBECTL" get secret "$ADMIN" -n "$NAMESPACE" -o 'go-template={{index .data "token" | base64decode}}') ||
+    fail "the Secret $ADMIN has no token; see docs/operating/admin-port.md"
 }
 
-# The events that the relays have accepted, as their metrics say.
-events() {
-  total=0
-  for pod in $("$KUBECTL" get pods -n "$NAMESPACE" -l "app.kubernetes.io/name=$SERVICE" -o name); do
-    : >"$directory/forward"
-    "$KUBECTL" port-forward -n "$NAMESPACE" "$pod" :9090 >"$directory/forward" 2>&1 &
-    forward=$!
-    tries=0 port=""
-    while [ -z "$port" ] && [ "$tries" -lt 10 ]; do
-      port=$(sed -n 's/^Forwarding from 127\.0\.0\.1:\([0-9]*\) .*/\1/p' "$directory/forward")
-      tries=$((tries + 1))
-      [ -n "$port" ] || sleep 1
-    done
-    # The token stays out of the list of processes.
-    count=$(printf 'header = "Authorization: Bearer %s"\n' "$metrics_token" |
-      curl --config - --silent --fail --noproxy '*' --max-time 10 "http://127.0.0.1:${port:-1}/metrics" |
-      sed -n 's/^kube_audit_forwarder_event_total //p')
-    kill "$forward" 2>/dev/null || true
-    wait "$forward" 2>/dev/null || true
-    forward=""
-    [ -n "$count" ] || return 1
-    total=$((total + count))
+# Asks the relay in this pod for its status.
+status_of() {
+  : >"$directory/status.json"
+  : >"$directory/forward"
+  "$KUBECTL" port-forward -n "$NAMESPACE" "$1" :9090 >"$directory/forward" 2>&1 &
+  forward=$!
+  tries=0 port=""
+  while [ "$tries" -lt 10 ] && ! grep -q '^[Ee]rror' "$directory/forward"; do
+    port=$(sed -n 's/^Forwarding from 127\.0\.0\.1:\([0-9]*\) .*/\1/p' "$directory/forward")
+    [ -z "$port" ] || break
+    tries=$((tries + 1))
+    sleep 1
   done
-  echo "$total"
+  for scheme in ${port:+http https}; do
+    code=0
+    # The token stays out of the list of processes. kube-apiserver answers for the pod, whatever the
+    # name in its certificate is.
+    printf 'header = "Authorization: Bearer %s"\n' "$token" |
+      curl --config - --silent --show-error --fail --insecure --noproxy '*' --max-time 10 \
+        "$scheme://127.0.0.1:$port/status" >"$directory/status.json" 2>>"$directory/forward" || code=$?
+    # A refusal is an answer, too.
+    case $code in 0 | 22) break ;; esac
+  done
+  kill "$forward" 2>/dev/null || true
+  wait "$forward" 2>/dev/null || true
+  forward=""
+  [ -s "$directory/status.json" ]
 }
 
-# Nothing is sent for it: an event that arrives now is one of kube-apiserver.
-wait_for_event() {
-  waited=0
-  # kubelet brings a relay the new tokens within a minute or two.
-  until before=$(events); do
-    [ "$waited" -lt "$TIMEOUT" ] ||
-      fail "the metrics of the relays can't be read; the webhook is set, look at the status page"
-    waited=$((waited + PAUSE))
-    sleep "$PAUSE"
+# Whether a relay has the event of the request with these digits. If not, `last` has what was seen.
+is_seen() {
+  last=""
+  pods=$("$KUBECTL" get pods -n "$NAMESPACE" -l "app.kubernetes.io/name=$SERVICE" --request-timeout 10s -o name \
+    2>"$directory/said") || last="the pods can't be listed: $(tail -n 1 "$directory/said")"
+  [ -n "$pods$last" ] || last="there are no pods of the relays"
+  for pod in $pods; do
+    if ! status_of "$pod"; then
+      last="$last; the status of $pod can't be read: $(tail -n 1 "$directory/forward")"
+    elif jq -e --arg digits "$digits" '.probes // [] | index($digits)' "$directory/status.json" >/dev/null 2>&1; then
+      return 0
+    else
+      last="$last; $pod: $(jq -r 'if .probes then "\(.accepted_events) events accepted since its start, none of them this one"
+        else "it can not tell, because it is older than this script" end' "$directory/status.json" 2>/dev/null)"
+    fi
   done
-  while [ "$waited" -lt "$TIMEOUT" ]; do
-    now=$(events) || now=$before
-    # A relay that has started again counts from 0.
-    if [ "$now" -ne "$before" ]; then
-      say "events arrive: $now accepted"
+  return 1
+}
+
+# Proves that events arrive: a relay names a request that this script has made. Events that others
+# cause prove nothing, because they may have come another way. The request is repeated, because a
+# relay may end, or kube-apiserver may not answer. The argument says what was done before.
+prove() {
+  digits=$(openssl rand -hex 16)
+  say "waiting until a relay has the event of this script's own request, which deletes the ConfigMap $SERVICE-probe-$digits; there is no such ConfigMap"
+  begin "$TIMEOUT"
+  while :; do
+    asked=$("$KUBECTL" delete configmap "$SERVICE-probe-$digits" -n "$NAMESPACE" --ignore-not-found --request-timeout 10s 2>&1 | tail -n 1)
+    if is_seen; then
+      say "events arrive: $pod has the event of this script's request"
       return 0
     fi
-    waited=$((waited + PAUSE))
+    ! is_over || break
     sleep "$PAUSE"
   done
-  fail "the webhook is set, and the master refreshed, but no event came within $TIMEOUT s; see docs/operating/troubleshooting.md"
+  fail "not seen yet: within $TIMEOUT s no relay has shown the event of this script's request. $1
+The last look: ${last#; }${asked:+; kube-apiserver: $asked}
+See docs/operating/troubleshooting.md, \"No events arrive\", and then run: deploy/connect.sh seen"
 }
 
 ibm_cloud() {
-  needs curl jq ibmcloud
+  needs "$KUBECTL" ibmcloud
   cluster=$1
-  case ${KUBECTL##*/} in oc) kind=oc ;; *) kind=ks ;; esac
+  check_config "overlays/ibm-$(echo "$kind" | sed -e s/ks/iks/ -e s/oc/openshift/)"
   cluster_ca
   cluster_id=$(ibmcloud "$kind" cluster get --cluster "$cluster" --output json | jq -er .id) || fail "cannot read the ID of $cluster"
+  install
   pull_secret
   wait_for_pods
   admin_tokens
   KUBECTL=$KUBECTL NAMESPACE=$NAMESPACE "$HERE/certificate.sh"
   wait_for_https
   client_certificate
-  url=https://127.0.0.1:2040$PROXY
-  say "the webhook before this run:"
-  ibmcloud "$kind" cluster master audit-webhook get --cluster "$cluster" >&2 || say "none"
-  ibmcloud "$kind" cluster master audit-webhook set --cluster "$cluster" --policy "$POLICY" \
-    --remote-server "$url" --ca-cert "$directory/ca.pem" \
-    --client-cert "$directory/client-certificate.pem" --client-key "$directory/client-key.pem" >&2
-  ibmcloud "$kind" cluster master refresh --cluster "$cluster" >&2
-  say "the webhook is set; the master is being refreshed, which takes some minutes"
-  tell_changes
+  set_webhook "https://127.0.0.1:2040$PROXY" --ca-cert "$directory/ca.pem" \
+    --client-cert "$directory/client-certificate.pem" --client-key "$directory/client-key.pem"
   wait_for_refresh
-  wait_for_event
+  prove "The webhook is set, and the master is refreshed."
 }
 
 own() {
+  needs "$KUBECTL"
   for address; do
     case $address in
     *[!0-9a-fA-F.:]*) fail "$address is not an IP address" ;;
@@ -345,6 +495,8 @@ own() {
     *) fail "$address is not an IP address" ;;
     esac
   done >"$directory/blocks"
+  check_config base
+  install
   wait_for_pods
   admin_tokens
   KUBECTL=$KUBECTL NAMESPACE=$NAMESPACE "$HERE/certificate.sh"
@@ -369,21 +521,70 @@ contexts:
     context: {cluster: relay}
 current-context: relay
 END
-  say "name the printed file in the option --audit-webhook-config-file of kube-apiserver, and a policy in --audit-policy-file"
+  say "name the printed file in the option --audit-webhook-config-file of kube-apiserver, and a policy in --audit-policy-file. Then run: deploy/connect.sh seen"
 }
 
-needs openssl "$KUBECTL"
-case ${1:-} in
-ibm-cloud)
-  [ "$#" -eq 2 ] || usage
-  ibm_cloud "$2"
-  ;;
-own)
-  [ "$#" -ge 2 ] || usage
+seen() {
+  needs "$KUBECTL"
+  admin_tokens
+  prove ""
+}
+
+# A request from this machine finds a wrong CA, certificate or path. It may fail where those of the
+# master do not, such as at a firewall, so a server that can't be reached is no mistake.
+url() {
+  needs ibmcloud
+  cluster=$1
+  case $2 in https://*) ;; *) fail "$2 does not begin with https://: the events would cross the Internet in plain text" ;; esac
+  openssl x509 -in "$ca" -noout || fail "$ca is not a certificate"
+  [ -z "$cert" ] || openssl x509 -in "$cert" -noout || fail "$cert is not a certificate"
+  [ -z "$key" ] || openssl pkey -in "$key" -noout || fail "$key is not a private key"
+  status=0
+  answer=$(curl --silent --show-error --max-time 20 --cacert "$ca" ${cert:+--cert "$cert" --key "$key"} \
+    --json "$EMPTY" "$2" 2>&1) || status=$?
+  case $status/$answer in
+  0/*'"accepted":0'*) say "a relay answers at $2" ;;
+  5/* | 6/* | 7/* | 28/*) say "warning: $2 can't be reached from this machine: $answer" ;;
+  *) fail "no relay answers at $2: $answer" ;;
+  esac
+  set_webhook "$2" --ca-cert "$ca" ${cert:+--client-cert "$cert" --client-key "$key"}
+  wait_for_refresh
+  say "the webhook of $cluster is set to $2, and the master is refreshed. Whether events arrive can't be seen from here: run kube-audit-forwarder top on that machine"
+}
+
+needs openssl curl jq
+config="" image="" files="" ca="" cert="" key="" count=$#
+: >"$directory/files"
+# The options leave, and the other arguments stay.
+while [ "$count" -gt 0 ]; do
+  argument=$1
   shift
-  own "$@"
-  ;;
-*)
-  usage
-  ;;
+  count=$((count - 1))
+  case $argument in
+  --*)
+    [ "$count" -gt 0 ] || usage
+    case $argument in
+    --config) config=$1 ;;
+    --image) image=$1 ;;
+    --file) files=yes && printf '%s\n' "$1" >>"$directory/files" ;;
+    --ca) ca=$1 ;;
+    --cert) cert=$1 ;;
+    --key) key=$1 ;;
+    *) usage ;;
+    esac
+    shift
+    count=$((count - 1))
+    ;;
+  *) set -- "$@" "$argument" ;;
+  esac
+done
+form=${1:-}
+[ "$#" -eq 0 ] || shift
+# The form, the number of its arguments, and the options that are given.
+case $form/$#/${config:+c}${image:+i}${files:+f}/${ca:+a}${cert:+b}${key:+k} in
+ibm-cloud/1/*/) ibm_cloud "$1" ;;
+own/[1-9]*/*/) own "$@" ;;
+seen/0//) seen ;;
+url/2//a | url/2//abk) url "$@" ;;
+*) usage ;;
 esac

@@ -180,6 +180,7 @@ mod deploy {
     /// Tests that need peers or root.
     mod peers {
         mod connect;
+        mod connect_troubles;
     }
 }
 

@@ -3,22 +3,21 @@
 
 use crate::deploy::cluster::{Cluster, curl, succeeded};
 use crate::support::prelude::*;
-use crate::support::tally::Tallying;
 
 /// The path at kube-apiserver that leads to the Service of `deploy/base/service-https.yaml`.
 const PROXY: &str =
     "/api/v1/namespaces/ibm-kube-audit/services/https:kube-audit-forwarder-https:https/proxy/post";
 
 /// A cluster with a relay whose HTTPS listener opens when the cluster gives it a certificate.
-struct Connected {
-    cluster: Cluster,
-    consumer: Tallying,
-    relay: Relay,
+pub(super) struct Connected {
+    pub(super) cluster: Cluster,
+    consumer: HttpSink,
+    pub(super) relay: Relay,
     port: u16,
 }
 
 impl Connected {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let cluster = Cluster::new();
         for name in ["client", "service"] {
             let (subject, key, crt) =
@@ -28,40 +27,40 @@ impl Connected {
             assert!(cluster.openssl(&[&options[..], &files[..]].concat()).status.success());
         }
         std::fs::write(cluster.path("webhook"), "Server: the old one\n").unwrap();
-        let consumer = Tallying::tcp();
-        // The port must be known before the listener opens: the fake kubectl asks for it.
-        let port = free_port();
-        let mount = cluster.path("mount");
-        let tls = format!(
-            "[[listener]]\naddress = \"127.0.0.1:{port}\"\n[listener.tls]\n\
-             certificate = \"{0}/tls.crt\"\nprivate_key = \"{0}/tls.key\"\noptional = true\n",
-            text(&mount)
-        );
-        let admin = format!(
-            "bearer_token_file = \"{0}/token\", metrics_token_file = \"{0}/metrics-token\"",
-            text(&cluster.path("admin-tokens"))
-        );
         std::fs::create_dir(cluster.path("admin-tokens")).unwrap();
-        let base = with_admin(BASE, &admin);
-        let config = format!("{base}{tls}{}", consumer.output("out", ""));
-        let relay = Relay::with(&config).listeners(1).start();
+        std::fs::write(cluster.path("audits"), "").unwrap();
+        std::fs::write(cluster.path("event.json"), numbered::list(0, 0..1)).unwrap();
+        let consumer = HttpSink::accepting();
+        let (relay, port) = start(&cluster, &consumer);
         std::fs::write(cluster.path("port"), port.to_string()).unwrap();
         std::fs::write(cluster.path("admin"), relay.admin().port().to_string()).unwrap();
-        std::fs::write(cluster.path("event.json"), numbered::list(0, 0..1)).unwrap();
         Self { cluster, consumer, relay, port }
+    }
+
+    /// Starts another relay of this cluster. It takes the place of the first one after the script
+    /// has looked at that once.
+    pub(super) fn replace_the_pod(&self) -> Relay {
+        let (relay, port) = start(&self.cluster, &self.consumer);
+        std::fs::write(self.cluster.path("port-2"), port.to_string()).unwrap();
+        std::fs::write(self.cluster.path("admin-2"), relay.admin().port().to_string()).unwrap();
+        relay
     }
 
     /// Runs the script for the cluster `prod` of IBM Cloud. Returns the exit status and the
     /// standard error.
-    fn ibm_cloud(&self) -> (Option<i32>, String) {
-        let output = self.cluster.script("deploy/connect.sh", &["ibm-cloud", "prod"]);
+    pub(super) fn ibm_cloud(&self) -> (Option<i32>, String) {
+        self.run(&["ibm-cloud", "prod"])
+    }
+
+    pub(super) fn run(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = self.cluster.script("deploy/connect.sh", arguments);
         assert!(!self.cluster.path("api-key").exists(), "the service ID's API key is left");
         assert_eq!(std::fs::read_dir(self.cluster.path("home")).unwrap().count(), 0);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// Ends the relay. The script may have failed before it made the tokens.
-    fn finish(self) {
+    pub(super) fn finish(self) {
         let token = self.cluster.path("admin-tokens/metrics-token");
         if !token.exists() {
             std::fs::write(&token, "made-by-the-test").unwrap();
@@ -77,16 +76,20 @@ impl Connected {
     }
 
     /// Makes the fake cluster or the fake `ibmcloud` behave as the name says.
-    fn set(&self, name: &str) {
+    pub(super) fn set(&self, name: &str) {
         std::fs::write(self.cluster.path(name), "").unwrap();
     }
 
-    fn read(&self, name: &str) -> String {
+    pub(super) fn remove(&self, name: &str) {
+        std::fs::remove_file(self.cluster.path(name)).unwrap();
+    }
+
+    pub(super) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.cluster.path(name)).unwrap()
     }
 
     /// Asserts that the webhook goes to the relays, with the certificate of the service ID.
-    fn has_set_the_webhook(&self) {
+    pub(super) fn has_set_the_webhook(&self) {
         assert_eq!(self.read("webhook"), format!("Server: https://127.0.0.1:2040{PROXY}\n"));
         let given =
             [("ca-cert", "ca.crt"), ("client-cert", "service.crt"), ("client-key", "service.key")];
@@ -101,6 +104,24 @@ impl Connected {
         let found = calls.lines().position(|call| call.starts_with(begin));
         found.unwrap_or_else(|| panic!("{begin}: {calls}"))
     }
+}
+
+/// Starts a relay of the cluster. Returns it with the port of its HTTPS listener, which must be
+/// known before that opens: the fake kubectl asks for it.
+fn start(cluster: &Cluster, consumer: &HttpSink) -> (Relay, u16) {
+    let (port, mount) = (free_port(), cluster.path("mount"));
+    let tls = format!(
+        "[[listener]]\naddress = \"127.0.0.1:{port}\"\n[listener.tls]\n\
+         certificate = \"{0}/tls.crt\"\nprivate_key = \"{0}/tls.key\"\noptional = true\n",
+        text(&mount)
+    );
+    let admin = format!(
+        "bearer_token_file = \"{0}/token\", metrics_token_file = \"{0}/metrics-token\"",
+        text(&cluster.path("admin-tokens"))
+    );
+    let base = with_admin(BASE, &admin);
+    let config = format!("{base}{tls}{}", consumer.output("out", ""));
+    (Relay::with(&config).listeners(1).start(), port)
 }
 
 #[test]
@@ -119,8 +140,8 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
         "the master: updating. Refresh in progress.",
         "the master: deployed. Ready",
         "the tokens of the admin port are in the Secret kube-audit-forwarder-admin",
-        "events arrive: ",
-        "set: policy (default)",
+        "events arrive: pod/kube-audit-forwarder-0 has the event of this script's request",
+        "sha256 Fingerprint=",
     ] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
@@ -136,6 +157,7 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
         "ibmcloud iam service-api-key-delete",
         "ibmcloud ks cluster master audit-webhook set",
         "ibmcloud ks cluster master refresh",
+        "delete configmap kube-audit-forwarder-probe-",
         "port-forward",
     ];
     assert!(order.map(|begin| it.call(begin)).is_sorted(), "{}", it.cluster.calls());
@@ -157,8 +179,8 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
     });
     assert_eq!(created, expected);
     // All events come from the fake kube-apiserver: the script sends none.
-    let forwarded = it.cluster.calls().matches("port-forward").count();
-    assert!(it.relay.metrics().value("event_total", &[]) <= forwarded as f64);
+    let asked = it.cluster.calls().matches("delete configmap").count();
+    assert!(it.relay.metrics().value("event_total", &[]) <= asked as f64);
     it.finish();
 }
 
@@ -187,7 +209,7 @@ fn connect_sh_uses_the_commands_of_openshift_and_no_others() {
 
 /// The cluster's CA has changed since the last run, and the service ID exists already.
 #[test]
-fn connect_sh_says_what_has_changed_since_it_ran_last() {
+fn connect_sh_sets_the_new_ca_when_it_runs_again() {
     let it = Connected::new();
     let (status, said) = it.ibm_cloud();
     assert_eq!(status, Some(0), "{said}");
@@ -197,9 +219,6 @@ fn connect_sh_says_what_has_changed_since_it_ran_last() {
     }
     let (status, said) = it.ibm_cloud();
     assert_eq!(status, Some(0), "{said}");
-    for expected in ["changed: ca (before: ", "unchanged: client (", "unchanged: url (https://"] {
-        assert!(said.contains(expected), "{expected}: {said}");
-    }
     assert_eq!(it.read("webhook--ca-cert"), it.read("ca.crt"));
     let calls = it.cluster.calls();
     assert_eq!(calls.matches("ibmcloud iam service-id-create").count(), 1, "{calls}");
@@ -260,26 +279,6 @@ fn connect_sh_warns_where_the_webhook_gets_the_certificate_of_a_person() {
     it.finish();
 }
 
-/// The script succeeds only after an event has arrived.
-#[test]
-fn connect_sh_fails_where_the_refresh_fails_or_no_event_comes() {
-    let mut it = Connected::new();
-    it.set("refresh-fails");
-    let (status, said) = it.ibm_cloud();
-    assert_eq!(status, Some(1), "{said}");
-    assert!(said.contains("refresh has failed (update_failed): Refresh failed."), "{said}");
-    std::fs::remove_file(it.cluster.path("refresh-fails")).unwrap();
-    std::fs::remove_file(it.cluster.path("event.json")).unwrap();
-    it.cluster.variables.insert("TIMEOUT", "5");
-    let (status, said) = it.ibm_cloud();
-    assert_eq!(status, Some(1), "{said}");
-    assert!(said.contains("no event came within 5 s"), "{said}");
-    assert_eq!(it.relay.metrics().value("event_total", &[]), 0.0);
-    let consumer = std::mem::replace(&mut it.consumer, Tallying::tcp());
-    it.finish();
-    assert!(consumer.tally.arrivals().is_empty());
-}
-
 #[test]
 fn connect_sh_leaves_the_webhook_alone_where_no_relay_answers() {
     let mut it = Connected::new();
@@ -333,10 +332,183 @@ fn connect_sh_prints_the_file_for_a_kube_apiserver_of_ones_own() {
     it.finish();
 }
 
+/// kube-apiserver is configured after the script has printed the file.
+#[test]
+fn connect_sh_seen_proves_that_events_arrive() {
+    let mut it = Connected::new();
+    let printed = it.cluster.script("deploy/connect.sh", &["own", "192.0.2.10"]);
+    succeeded(&printed);
+    let said = String::from_utf8_lossy(&printed.stderr).into_owned();
+    assert!(said.contains("Then run: deploy/connect.sh seen"), "{said}");
+    it.cluster.variables.insert("TIMEOUT", "3");
+    let (status, said) = it.run(&["seen"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("not seen yet: within 3 s no relay"), "{said}");
+    it.set("own");
+    it.cluster.variables.insert("TIMEOUT", "60");
+    let (status, said) = it.run(&["seen"]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("events arrive: pod/kube-audit-forwarder-0 has"), "{said}");
+    it.finish();
+}
+
+/// One command does what a person does otherwise: the namespace, the Secret, the check and the
+/// manifests.
+#[test]
+fn connect_sh_installs_the_relays_with_a_config() {
+    let mut it = Connected::new();
+    std::os::unix::fs::symlink(binary(), it.cluster.path("bin/kube-audit-forwarder")).unwrap();
+    let shipped = std::fs::read_to_string(repository().join("deploy/base/relay.toml")).unwrap();
+    let output = "type = \"http\"\nurls = [\"https://siem.example/\"]\n\
+                  tls = { ca = \"/consumer/ca.crt\" }\nbearer_token_file = \"/consumer/token\"";
+    let good = shipped.replace("type = \"stdout\"", output);
+    assert_ne!(good, shipped);
+    let files = ["relay.toml", "ca.crt", "the-token"].map(|name| it.cluster.path(name));
+    let [config, ca, token] = files.each_ref().map(|file| text(file).to_owned());
+    std::fs::write(&token, "the-s3cret").unwrap();
+    let named = format!("token={token}");
+    let image = "registry.example:5000/audit/kube-audit-forwarder:1.2";
+    let all = ["--config", &config, "--file", &ca, "--file", &named, "--image", image];
+    let ibm = |options: &[&str]| it.run(&[&["ibm-cloud", "prod"], options].concat());
+    let gap = "neither a --file nor the Secret kube-audit-forwarder-consumer has token";
+    let refusals = [
+        (&good, &all[..4], "no image is published", true),
+        (&good, &[&all[..4], &all[6..]].concat()[..], gap, false),
+        (&good, &[&all[..5], &["/no/token"], &all[6..]].concat()[..], "/no/token can't be", false),
+        (&good.replace("/consumer/", "/secrets/"), &all[..], "names /secrets/ca.crt, which", false),
+        (&good.replace("urls", "url"), &all[..], "has mistakes", false),
+        (&BASE.to_owned(), &all[..], "begin with deploy/base/relay.toml", false),
+        (&good, &all[2..], "--image and --file need --config", false),
+    ];
+    for (text, options, expected, needs_no_release) in refusals {
+        let published = std::fs::read_to_string(repository().join("deploy/published"));
+        if needs_no_release && published.is_ok_and(|it| it.trim() != "none") {
+            continue;
+        }
+        std::fs::write(&config, text).unwrap();
+        let (status, said) = ibm(options);
+        assert_eq!(status, Some(1), "{expected}: {said}");
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let calls = std::fs::read_to_string(it.cluster.path("calls")).unwrap_or_default();
+    assert!(calls.lines().all(|call| call.starts_with("get ")), "changed: {calls}");
+
+    std::fs::write(&config, &good).unwrap();
+    let (status, said) = ibm(&all);
+    assert_eq!(status, Some(0), "{said}");
+    it.has_set_the_webhook();
+    assert_eq!(it.read("applied.toml"), good);
+    let deployment = it.read("deployment.yaml");
+    assert!(deployment.contains(&format!("\n          image: {image}\n")), "{deployment}");
+    assert!(deployment.contains("deploy/overlays/ibm-iks\n"), "{deployment}");
+    let data = |it: &Connected| -> BTreeMap<String, String> {
+        let secret: Value = serde_json::from_str(&it.read("consumer.json")).unwrap();
+        serde_json::from_value(secret["data"].clone()).unwrap()
+    };
+    assert_eq!(data(&it).keys().collect::<Vec<_>>(), ["ca.crt", "token"]);
+    assert_eq!(data(&it)["token"], "dGhlLXMzY3JldA==");
+    let calls = it.cluster.calls();
+    assert!(!calls.contains("s3cret") && !said.contains("s3cret"), "a value is shown: {calls}");
+    let order = ["apply -f ", "apply --server-side", "kustomize ", "rollout status"];
+    assert!(order.map(|begin| it.call(begin)).is_sorted(), "{calls}");
+    let now = std::fs::read_to_string(repository().join("deploy/base/relay.toml")).unwrap();
+    assert_eq!(now, shipped, "the clone stays as it is");
+
+    // The Secret that is there is enough, and other forms have other manifests.
+    let again = ["own", "192.0.2.10", "--config", &config, "--image", image];
+    let (status, said) = it.run(&again);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(it.read("deployment.yaml").contains("deploy/base\n"));
+    it.cluster.variables.insert("KUBECTL", "oc");
+    let (status, said) = it.run(&[&["ibm-cloud", "prod"], &again[2..]].concat());
+    assert_eq!(status, Some(0), "{said}");
+    assert!(it.read("deployment.yaml").contains("deploy/overlays/ibm-openshift\n"));
+    assert_eq!(data(&it).len(), 2);
+    let durable = r#"{"items": [{"kind": "StatefulSet", "metadata": {"name": "kube-audit-forwarder",
+        "labels": {}}}]}"#;
+    let helm = durable.replace("{}", r#"{"app.kubernetes.io/managed-by": "Helm"}"#);
+    for (workloads, expected) in
+        [(durable, "the relays are a StatefulSet"), (&helm, "Helm has installed the relays")]
+    {
+        std::fs::write(it.cluster.path("workloads.json"), workloads).unwrap();
+        let (status, said) = it.run(&again);
+        assert_eq!(status, Some(1), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+    // Pods that could not start with the old config are made again.
+    let old =
+        r#"{"items": [{"kind": "Deployment", "metadata": {"name": "kube-audit-forwarder"}}]}"#;
+    std::fs::write(it.cluster.path("workloads.json"), old).unwrap();
+    it.cluster.variables.insert("TIMEOUT", "1");
+    it.cluster.variables.remove("KUBECTL");
+    it.set("look.json");
+    let (status, said) = it.run(&again);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("0 of 2 updated replicas are available"), "{said}");
+    assert!(it.call("rollout restart") > it.call("kustomize "), "{}", it.cluster.calls());
+    it.finish();
+}
+
+/// The relay is on a server, and the cluster has none.
+#[test]
+fn connect_sh_sets_the_webhook_to_a_relay_elsewhere() {
+    let it = Connected::new();
+    let certificates = Certificates::new();
+    let base = BASE
+        .replace("\"127.0.0.1:0\"\n", &format!("\"127.0.0.1:0\"\n{}", certificates.server.tls()));
+    let relay = Relay::start(&format!("{base}{}", it.consumer.output("out", "")));
+    let url = format!("https://{}/", relay.address());
+    let ca = text(&certificates.ca);
+    let (status, said) = it.run(&["url", "prod", &url, "--ca", text(&certificates.wrong_ca)]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("no relay answers at https://"), "{said}");
+    let plain = url.replace("https", "http");
+    let (status, said) = it.run(&["url", "prod", &plain, "--ca", ca]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("in plain text"), "{said}");
+    assert_eq!(it.read("webhook"), "Server: the old one\n");
+    let (status, said) = it.run(&["url", "prod", &url, "--ca", ca]);
+    assert_eq!(status, Some(0), "{said}");
+    for expected in [
+        "a relay answers at",
+        "Server: the old one",
+        "the master: deployed. Ready",
+        "Whether events arrive can't be seen from here",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    assert_eq!(it.read("webhook"), format!("Server: {url}\n"));
+    assert!(!it.cluster.path("webhook--client-cert").exists());
+    // The master may reach what this machine does not.
+    let closed = format!("https://127.0.0.1:{}/", free_port());
+    let client = [text(&certificates.client.certificate), text(&certificates.client.key)];
+    let with_client = ["url", "prod", &closed, "--ca", ca, "--cert", client[0], "--key", client[1]];
+    let (status, said) = it.run(&with_client);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("can't be reached from this machine"), "{said}");
+    let given = std::fs::read_to_string(it.cluster.path("webhook--client-key")).unwrap();
+    assert_eq!(given, std::fs::read_to_string(client[1]).unwrap());
+    relay.finish(Backlog::Empty);
+    it.finish();
+}
+
 #[test]
 fn connect_sh_says_how_it_is_used() {
     let cluster = Cluster::new();
-    for arguments in [&[][..], &["ibm-cloud"], &["own"], &["elsewhere", "x"]] {
+    let wrong: [&[&str]; 11] = [
+        &[],
+        &["ibm-cloud"],
+        &["own"],
+        &["elsewhere", "x"],
+        &["seen", "x"],
+        &["ibm-cloud", "prod", "--ca", "x"],
+        &["ibm-cloud", "prod", "--config"],
+        &["own", "192.0.2.10", "--no-such", "x"],
+        &["url", "prod", "https://siem.example"],
+        &["url", "prod", "https://siem.example", "--ca", "x", "--cert", "x"],
+        &["url", "prod", "https://siem.example", "--ca", "x", "--config", "x"],
+    ];
+    for arguments in wrong {
         let output = cluster.script("deploy/connect.sh", arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("usage: "), "{arguments:?}");
