@@ -248,8 +248,9 @@ delete_left() {
 undo() {
   look
   [ "$(jq -r '.deployment.kind' "$work/before.json")" = Deployment ] || fail "there is nothing to undo: no HAProxy is saved"
-  [ -z "$(kube get configmap "$NAME-webhook" --ignore-not-found -o name)" ] ||
-    fail "the webhook uses HTTPS, which HAProxy does not take; first set the old URL, then run: $KUBECTL delete configmap -n $NAMESPACE $NAME-webhook"
+  # deploy/connect.sh makes the certificate before it sets the webhook.
+  [ -z "$(kube get secret audit-webhook --ignore-not-found -o name)" ] ||
+    fail "the relays have a certificate. If the webhook uses HTTPS, which HAProxy does not take, first set the old URL and refresh the master. Then run: $KUBECTL delete secret -n $NAMESPACE audit-webhook"
   [ -z "$(kube get statefulset "$NAME" --ignore-not-found -o name)" ] ||
     fail "the relays are a StatefulSet, which this script does not know; first go back to the Deployment of deploy/overlays/$overlay"
   "$KUBECTL" get namespace "$NAMESPACE" -o json >"$work/namespace.json"

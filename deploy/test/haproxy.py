@@ -725,10 +725,10 @@ def follow(reader):
     reader.wait_for(lambda: reader.consumer.by_relays > 100)
 
     # Back, although the namespace refused HAProxy, and not while the webhook uses HTTPS.
-    webhook = f"{OURS}/configmaps/{NAME}-webhook"
-    about = {"name": f"{NAME}-webhook", "namespace": NAMESPACE}
-    reader.cluster.create(webhook, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about})
-    reader.run(f"{SCRIPT} undo", 1, "the webhook uses HTTPS")
+    webhook = f"{OURS}/secrets/audit-webhook"
+    about = {"name": "audit-webhook", "namespace": NAMESPACE}
+    reader.cluster.create(webhook, {"apiVersion": "v1", "kind": "Secret", "metadata": about})
+    reader.run(f"{SCRIPT} undo", 1, "If the webhook uses HTTPS")
     reader.cluster.delete(webhook)
     # Back, but HAProxy does not start; and so forwards again.
     reader.cluster.haproxy_starts = False
