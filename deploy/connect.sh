@@ -163,7 +163,6 @@ install() {
   cp "$config" "$directory/deploy/base/relay.toml"
   "$KUBECTL" kustomize "$directory/deploy/$overlay" >"$directory/manifests"
   sed "s|^\( *image: \).*|${image:+\\1}${image:-&}|" "$directory/manifests" | "$KUBECTL" apply -f - >&2
-  [ -z "$before" ] || restart
 }
 
 # The pods can't start before the credentials for their image are in their namespace.
@@ -174,21 +173,7 @@ pull_secret() {
   if [ ! -s "$directory/$NAMESPACE.json" ] && [ -s "$directory/default.json" ]; then
     jq --arg namespace "$NAMESPACE" '{apiVersion, kind, type, data, metadata: {name: .metadata.name, namespace: $namespace}}' \
       "$directory/default.json" | "$KUBECTL" create -f - >&2
-    restart
   fi
-}
-
-# Pods that could not start wait for up to five minutes before they try again; new ones do not.
-restart() {
-  for each in $(workloads); do
-    "$KUBECTL" rollout status -n "$NAMESPACE" "$each" --timeout 1s >"$directory/said" 2>&1 ||
-      "$KUBECTL" rollout restart -n "$NAMESPACE" "$each" >&2
-  done
-}
-
-workloads() {
-  "$KUBECTL" get deployment,statefulset -n "$NAMESPACE" -o name >"$directory/workloads" || fail "no access to $NAMESPACE"
-  grep -x ".*/$SERVICE" "$directory/workloads" || true
 }
 
 # Why pods do not start, a line for each reason: `now` if it does not end by itself, else `later`.
@@ -225,10 +210,15 @@ troubles() {
 }
 
 wait_for_pods() {
-  workload=$(workloads)
-  [ -n "$workload" ] || fail "no $SERVICE in the namespace $NAMESPACE; apply the manifests or the chart first, or use --config"
+  workload=$("$KUBECTL" get deployment,statefulset -n "$NAMESPACE" -o name) || fail "no access to $NAMESPACE"
+  workload=$(printf '%s\n' "$workload" | grep -x ".*/$SERVICE") ||
+    fail "no $SERVICE in the namespace $NAMESPACE; apply the manifests or the chart first, or use --config"
   "$KUBECTL" get service "$HTTPS" -n "$NAMESPACE" -o name >/dev/null ||
     fail "no Service $HTTPS in the namespace $NAMESPACE, which these manifests, of version 0.1.0, do not have; see docs/operating/upgrade.md"
+  # Pods that could not start wait for up to five minutes before they try again; new ones do not.
+  case $(troubles) in
+  *"now "*) for each in $workload; do "$KUBECTL" rollout restart -n "$NAMESPACE" "$each" >&2; done ;;
+  esac
   begin "$TIMEOUT"
   before="" told=""
   for each in $workload; do
@@ -541,7 +531,7 @@ url() {
   [ -z "$key" ] || openssl pkey -in "$key" -noout || fail "$key is not a private key"
   status=0
   answer=$(curl --silent --show-error --max-time 20 --cacert "$ca" ${cert:+--cert "$cert" --key "$key"} \
-    --json "$EMPTY" "$2" 2>&1) || status=$?
+    --header 'Content-Type: application/json' --data "$EMPTY" "$2" 2>&1) || status=$?
   case $status/$answer in
   0/*'"accepted":0'*) say "a relay answers at $2" ;;
   5/* | 6/* | 7/* | 28/*) say "warning: $2 can't be reached from this machine: $answer" ;;

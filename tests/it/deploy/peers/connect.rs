@@ -435,17 +435,6 @@ fn connect_sh_installs_the_relays_with_a_config() {
         assert_eq!(status, Some(1), "{said}");
         assert!(said.contains(expected), "{said}");
     }
-    // Pods that could not start with the old config are made again.
-    let old =
-        r#"{"items": [{"kind": "Deployment", "metadata": {"name": "kube-audit-forwarder"}}]}"#;
-    std::fs::write(it.cluster.path("workloads.json"), old).unwrap();
-    it.cluster.variables.insert("TIMEOUT", "1");
-    it.cluster.variables.remove("KUBECTL");
-    it.set("look.json");
-    let (status, said) = it.run(&again);
-    assert_eq!(status, Some(1), "{said}");
-    assert!(said.contains("0 of 2 updated replicas are available"), "{said}");
-    assert!(it.call("rollout restart") > it.call("kustomize "), "{}", it.cluster.calls());
     it.finish();
 }
 
