@@ -126,8 +126,8 @@ fn a_client_without_gzip_gets_the_page_as_it_is_and_an_unknown_page_names_the_co
     relay.finish(Backlog::Empty);
 }
 
-/// Method: each link of an alert, of the dashboard, of a finding and of `doctor` is opened at a real
-/// relay, whose only output is down. It must show the page of that name.
+/// Method: each link of an alert, of the dashboard, of a finding and of `doctor` is opened at a
+/// real relay, whose only output is down. It must show the page of that name.
 #[test]
 fn the_links_of_alerts_findings_and_the_dashboard_open_their_page_at_a_relay() {
     let (relay, mut sink) = start("", "");
