@@ -60,6 +60,7 @@ fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
         problems.iter_mut().for_each(|problem| problem.severity = Severity::Warning);
     }
     problems.extend(check::files(&checked));
+    problems.extend(check::admin_tokens(&checked));
     // The next three checks are about the disk, the kernel and the memory of this machine.
     problems.extend(check::room(&checked).filter(|_| !elsewhere));
     problems.extend(check::kernel(&checked).filter(|_| !elsewhere));

@@ -66,8 +66,20 @@ pub struct Named {
     pub path: PathBuf,
     /// The content that `check` expects in the file.
     pub content: Content,
-    /// `false` if the file may be absent, as with `tls.optional`. Not used for a directory.
-    pub must_exist: bool,
+    /// What a relay does if it can't use the file. Not used for a directory.
+    pub need: Need,
+}
+
+/// What a relay does if it can't use a file that its config names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The relay does not start, and refuses a reload.
+    Start,
+    /// If the file is missing, the relay starts, and waits for the file (`tls.optional`).
+    Later,
+    /// The relay starts, and the admin address refuses all that the file guards. Reading the config
+    /// does not report the file.
+    Admin,
 }
 
 /// The content that a file must have if a config key names the file.

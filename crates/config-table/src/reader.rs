@@ -12,7 +12,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use super::literal::{cut, quoted, shown};
-use super::problem::{Content, Named, Problem, Severity};
+use super::problem::{Content, Named, Need, Problem, Severity};
 use super::template::{ExpandError, Template};
 use super::values;
 use super::values::Range;
@@ -361,9 +361,9 @@ impl<'a> Context<'a> {
         })
     }
 
-    fn name(&self, found: &Found<'_>, path: &Path, content: Content, must_exist: bool) {
+    fn name(&self, found: &Found<'_>, path: &Path, content: Content, need: Need) {
         let (key, path) = (found.path.clone(), path.to_owned());
-        self.named.borrow_mut().push(Named { key, path, content, must_exist });
+        self.named.borrow_mut().push(Named { key, path, content, need });
     }
 
     /// Returns the keys below the table `path` that name a file with a token or a password.
@@ -375,14 +375,15 @@ impl<'a> Context<'a> {
         secrets.map(|it| it.key.clone()).collect()
     }
 
-    /// Reads the path of a regular file. The path of anything else is an error. The path is
-    /// returned even if the file is missing or can't be read. If `must_exist` is `true`, such a
-    /// file is recorded as a problem.
-    pub fn file(&self, found: &Found<'_>, content: Content, must_exist: bool) -> Read<PathBuf> {
+    /// Reads the path of a regular file. The path of anything else is an error, unless `need` is
+    /// [`Need::Admin`]. The path is returned even if the file is missing or can't be read. If
+    /// `need` is [`Need::Start`], such a file is recorded as a problem.
+    pub fn file(&self, found: &Found<'_>, content: Content, need: Need) -> Read<PathBuf> {
         let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
-        self.name(found, &path, content, must_exist);
+        self.name(found, &path, content, need);
         match named_file::look(&path) {
+            _ if need == Need::Admin => Ok(path),
             Err(error) if error.kind() == ErrorKind::IsADirectory => {
                 let message = format!("{} is a directory, allowed: a file", shown(&found.value));
                 Err(Wrong::Is(message))
@@ -394,7 +395,7 @@ impl<'a> Context<'a> {
                 );
                 Err(Wrong::Is(message))
             }
-            Err(error) if must_exist => {
+            Err(error) if need == Need::Start => {
                 let file = shown(&found.value);
                 let mut message = missing(&file, &error);
                 if let Some(why) = only_for_shell(&found.value) {
@@ -412,7 +413,7 @@ impl<'a> Context<'a> {
     /// Reads the path of a directory, which need not exist. The path of a file is an error.
     pub fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
         let path = self.path(&found.value, "a directory")?;
-        self.name(found, &path, Content::Directory, true);
+        self.name(found, &path, Content::Directory, Need::Start);
         match std::fs::metadata(&path) {
             Ok(metadata) if !metadata.is_dir() => {
                 let shown = shown(&found.value);

@@ -18,7 +18,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::literal::{bare_or_quoted, literal, quoted};
-use super::problem::{Content, Severity};
+use super::problem::{Content, Need, Severity};
 use super::reader::{
     Context, Entry, Found, Item, Read, Wrong, other_type, read_count, read_flag, read_number,
     read_size, read_time, within,
@@ -461,11 +461,16 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, self.cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes the path of a file. The command `check` verifies later that it contains `content`. A
-    /// missing file is a problem only if `must_exist` is `true`; its path is returned even then.
-    pub fn file(&mut self, key: Key, content: Content, must_exist: bool) -> Option<PathBuf> {
+    /// Takes the path of a file that must exist. The command `check` verifies later that it contains
+    /// `content`. The path is returned even if the file is missing.
+    pub fn file(&mut self, key: Key, content: Content) -> Option<PathBuf> {
+        self.file_if(key, content, Need::Start)
+    }
+
+    /// Does what [`Table::file`] does, but `need` says whether the relay starts without the file.
+    pub fn file_if(&mut self, key: Key, content: Content, need: Need) -> Option<PathBuf> {
         let found = self.take(&key)?;
-        self.usable(&found, self.cx.file(&found, content, must_exist))
+        self.usable(&found, self.cx.file(&found, content, need))
     }
 
     /// Returns the value of an environment variable, which is not a part of the config file.

@@ -4,16 +4,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::listener::{self, ListenerTls};
-use config_table::problem::Content;
+use config_table::problem::{Content, Need};
 use config_table::reader::Context;
 use config_table::table::{TABLE, Table, optional, whole};
 use config_table::values;
 
 /// The settings of the section `[admin]`.
 ///
-/// The file of `bearer_token_file` or `metrics_token_file` may be absent, because a missing token
-/// must not keep the relay from starting. Until the file exists, requests that need the token are
-/// refused.
+/// The files of the tokens and of `tls` may be missing or unusable, because the admin address must
+/// not keep the relay from forwarding events. Until such a file is good, all requests that it guards
+/// are refused.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Admin {
     /// The address that the relay binds. Port 0 lets the kernel choose one.
@@ -57,22 +57,24 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
                        /readyz and /drained; for probes without a client certificate";
         let key = optional("probe_address", "IP:PORT", "probes use `address`", meaning);
         let probe_address = t.word(key, values::socket_address);
-        let token = |t: &mut Table<'_, '_>, key, default, meaning, must_exist| {
-            t.file(optional(key, "path", default, meaning), Content::ListenerToken, must_exist)
+        let token = |t: &mut Table<'_, '_>, key, default, meaning| {
+            t.file_if(optional(key, "path", default, meaning), Content::ListenerToken, Need::Admin)
         };
         let meaning = "file with the bearer token for pages that may name users: /status, \
                        /status/history, /status/volume, /evidence/ and the status page's data; \
                        without a token in the file, they refuse every request";
-        let bearer_token_file = token(t, "bearer_token_file", "no token needed", meaning, false);
+        let bearer_token_file = token(t, "bearer_token_file", "no token needed", meaning);
         let meaning = "file with a bearer token for /metrics (the token in `bearer_token_file` \
-                       also works); until one of the files exists, /metrics refuses every request";
-        let metrics_token_file = token(t, "metrics_token_file", "no token needed", meaning, false);
+                       also works); until one of the files has a token, /metrics refuses every request";
+        let metrics_token_file = token(t, "metrics_token_file", "no token needed", meaning);
         let meaning = "file with the bearer token for GET /tap, which shows the events that are \
-                       sent, redacted";
-        let tap_token_file = token(t, "tap_token_file", "/tap is off", meaning, true);
+                       sent, redacted; without a token in the file, nobody can open a tap";
+        let tap_token_file = token(t, "tap_token_file", "/tap is off", meaning);
+        let meaning = "if present, `address` uses HTTPS; if the files can't be used at startup, it closes \
+                       every connection until they can";
         let tls = t.optional_section(
-            optional("tls", TABLE, "plain HTTP", "if present, `address` uses HTTPS"),
-            |t| listener::read_tls(t, false),
+            optional("tls", TABLE, "plain HTTP", meaning),
+            |t| listener::read_tls(t, true),
         );
         let asks = |tls: &ListenerTls| tls.client_ca.is_some();
         if tls.as_ref().and_then(Option::as_ref).is_some_and(asks) && probe_address.is_none() {

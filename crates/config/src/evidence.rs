@@ -47,11 +47,11 @@ const WITNESSES_MAX: usize = 16;
 /// Returns `None` if a required key (here or in a witness) is missing or wrong.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
     let meaning = "file with the private signing key, as written by `evidence keygen`";
-    let key_file = t.file(required("key_file", "path", meaning), Content::SigningKey, true);
+    let key_file = t.file(required("key_file", "path", meaning), Content::SigningKey);
     let meaning = "file with the signing key that `key_file` will name next; while this is set, \
                    both keys sign";
     let key = optional("next_key_file", "path", "none", meaning);
-    let next_key_file = t.file(key, Content::SigningKey, true);
+    let next_key_file = t.file(key, Content::SigningKey);
     let meaning = "name of the log; give each relay and each queue directory its own";
     let origin = t.word(required("origin", "string", meaning), |text| {
         check_name(text).map(|()| text.to_owned()).map_err(|_| {

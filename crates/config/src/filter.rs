@@ -198,7 +198,6 @@ fn policy(t: &mut Table<'_, '_>) -> Option<PathBuf> {
             "file with an audit.k8s.io/v1 Policy, which drops events or lowers their audit level",
         ),
         Content::Policy,
-        true,
     )
 }
 

@@ -204,7 +204,6 @@ fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {
             "file with the token for `Authorization: Bearer`",
         ),
         Content::Token,
-        true,
     )
 }
 
@@ -221,7 +220,7 @@ fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
         |t| {
             let username = t.secret(required("username", "string", "username"), values::user_name);
             let file = required("password_file", "path", "file with the password");
-            let password_file = t.file(file, Content::Password, true);
+            let password_file = t.file(file, Content::Password);
             Some(BasicAuth { username: username?, password_file: password_file? })
         },
     )

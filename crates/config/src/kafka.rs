@@ -104,7 +104,7 @@ impl Sasl {
         );
         let username = t.secret(required("username", "string", "username"), values::user_name);
         let file = required("password_file", "path", "file with the password");
-        let password_file = t.file(file, Content::Password, true);
+        let password_file = t.file(file, Content::Password);
         Some(Self { mechanism: mechanism?, username: username?, password_file: password_file? })
     }
 }

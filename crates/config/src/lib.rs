@@ -56,7 +56,7 @@ use config_table::{print, reader, table, values};
 
 pub use admin::Admin;
 pub use compression::Compression;
-pub use config_table::problem::{Content, Named, Problem, Severity};
+pub use config_table::problem::{Content, Named, Need, Problem, Severity};
 pub use config_table::template::{
     ExpandError, Template, credential, read_credential, read_secret, read_token,
     read_token_of_command,
@@ -152,11 +152,20 @@ impl Checked {
     }
 
     /// Turns each problem about a missing file into an error, for callers that need the files now.
-    /// If there is one, `config` becomes `None`.
+    /// If there is one, `config` becomes `None`. The files of the admin address are no such case
+    /// ([`Need::Admin`]): their problems become faults.
     pub fn strict(mut self) -> Self {
+        let is_of_admin = |key: &str| {
+            self.named.iter().any(|named| named.need == Need::Admin && named.key == key)
+        };
         for problem in &mut self.problems {
             if problem.severity == Severity::MissingFile {
-                problem.severity = Severity::Error;
+                problem.severity = match is_of_admin(&problem.path) {
+                    true => Severity::Fault,
+                    false => Severity::Error,
+                };
+            }
+            if problem.severity == Severity::Error {
                 self.config = None;
             }
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::tls;
 use super::tls::TlsVersion;
-use config_table::problem::Content;
+use config_table::problem::{Content, Need};
 use config_table::reader::Context;
 use config_table::table::{TABLE, Table, optional, required, whole};
 use config_table::values;
@@ -72,7 +72,6 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
              ignored); kube-apiserver sends tokens only over HTTPS",
         ),
         Content::ListenerToken,
-        true,
     );
     let tls = t.optional_section(
         optional(
@@ -81,7 +80,7 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
             "plain HTTP",
             "if present, the listener uses HTTPS (h2 and http/1.1)",
         ),
-        |t| read_tls(t, true),
+        |t| read_tls(t, false),
     );
     if bearer_token_file.is_some() && tls.is_none() {
         // client-go leaves token, password and client certificate out if the server's URL is not
@@ -99,18 +98,22 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     (bound, read())
 }
 
-/// Reads `[listener.tls]` or `[admin.tls]`. `has_optional` is `false` for `[admin.tls]`, because
-/// the admin address always opens at startup. `None` if a required key is missing or wrong.
-pub(super) fn read_tls(t: &mut Table<'_, '_>, has_optional: bool) -> Option<ListenerTls> {
-    let must_exist = !(has_optional && t.is_true("optional"));
-    let certificate = t.file(
+/// Reads `[listener.tls]`, or `[admin.tls]`, which has no key `optional`. `None` if a required key
+/// is missing or wrong.
+pub(super) fn read_tls(t: &mut Table<'_, '_>, is_admin: bool) -> Option<ListenerTls> {
+    let need = match is_admin {
+        true => Need::Admin,
+        false if t.is_true("optional") => Need::Later,
+        false => Need::Start,
+    };
+    let certificate = t.file_if(
         required("certificate", "path", "PEM certificate chain, leaf first"),
         Content::Certificate,
-        must_exist,
+        need,
     );
     let private_key =
-        t.file(required("private_key", "path", "PEM private key"), Content::PrivateKey, must_exist);
-    let client_ca = t.file(
+        t.file_if(required("private_key", "path", "PEM private key"), Content::PrivateKey, need);
+    let client_ca = t.file_if(
         optional(
             "client_ca",
             "path",
@@ -120,10 +123,10 @@ pub(super) fn read_tls(t: &mut Table<'_, '_>, has_optional: bool) -> Option<List
              accepted under the old bundle close after their current request",
         ),
         Content::Authorities,
-        must_exist,
+        need,
     );
     let meaning = "`true`: the files may be missing at startup; the listener opens once they exist";
-    let optional = has_optional && t.flag("optional", false, meaning);
+    let optional = !is_admin && t.flag("optional", false, meaning);
     let min_version = tls::min_version(t);
     Some(ListenerTls {
         certificate: certificate?,

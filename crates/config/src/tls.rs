@@ -103,7 +103,6 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
             "PEM bundle with the peer's CA, or with the peer's certificate itself",
         ),
         Content::Authorities,
-        true,
     )
 }
 
@@ -118,12 +117,10 @@ fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
             "PEM client certificate chain; requires `private_key`",
         ),
         Content::Certificate,
-        true,
     );
     let private_key = t.file(
         optional("private_key", "path", "none", "PEM private key for the client certificate"),
         Content::PrivateKey,
-        true,
     );
     match (t.is_set("certificate"), t.is_set("private_key")) {
         (true, false) => t.error("certificate", "needs private_key too: set both or neither"),

@@ -104,7 +104,7 @@ impl OutputSettings for Settings {
             let index = t.word(required("index", "string", meaning), index_name);
             let meaning = "file with the API key: `encoded`, or `id:api_key`";
             let key = optional("api_key_file", "path", "none", meaning);
-            (index, t.file(key, config::Content::Token, true))
+            (index, t.file(key, config::Content::Token))
         });
         // elastic/elasticsearch#146526, which was open in April 2026, asks for zstd.
         if client.as_ref().is_some_and(|client| client.compression == Compression::Zstd) {

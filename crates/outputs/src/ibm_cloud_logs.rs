@@ -66,7 +66,7 @@ impl OutputSettings for Settings {
                 let meaning = "file with the API key of a service ID; use either this or \
                                `trusted_profile`";
                 let key = optional("api_key_file", "path", "none", meaning);
-                let file = t.file(key, config::Content::Token, true);
+                let file = t.file(key, config::Content::Token);
                 let meaning = "IAM URL for access tokens; its certificate is verified against \
                                `tls.ca`, or the system's CAs";
                 let iam = t.word_or(
@@ -137,7 +137,7 @@ fn trusted_profile(t: &mut Table<'_, '_>) -> Option<Credentials> {
     let key = required("id", "string", "profile ID, such as Profile-…");
     let id = t.word(key, |text| config::printable(text, NAME_CHARS_MAX));
     let meaning = "file with the pod's projected service account token";
-    let token_file = t.file(required("token_file", "path", meaning), config::Content::Token, true);
+    let token_file = t.file(required("token_file", "path", meaning), config::Content::Token);
     Some(Credentials::TrustedProfile { id: id?, token_file: token_file? })
 }
 

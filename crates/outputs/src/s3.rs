@@ -113,10 +113,10 @@ fn own(t: &mut Table<'_, '_>) -> (Option<Address>, Option<Credentials>, Limits) 
                    twice, or overwrite another";
     let conditional = t.flag("conditional_writes", true, meaning);
     let meaning = "file with the access key ID; without it, web identity from the environment";
-    let id = t.file(optional(KEY_ID, "path", "none", meaning), Content::ListenerToken, true);
+    let id = t.file(optional(KEY_ID, "path", "none", meaning), Content::ListenerToken);
     let meaning = "file with the secret access key";
     // Keys of some stores are free text, so they are read as they stand.
-    let secret = t.file(optional(SECRET, "path", "none", meaning), Content::ListenerToken, true);
+    let secret = t.file(optional(SECRET, "path", "none", meaning), Content::ListenerToken);
     let meaning = "uncompressed size at which an object is closed and uploaded; limited to a \
                    quarter of `queue.max_bytes`";
     let bytes = t.size("object_bytes", 64 << 20, 1024..=(1 << 30), meaning);

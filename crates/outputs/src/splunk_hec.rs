@@ -111,7 +111,7 @@ impl OutputSettings for Settings {
         let keys = HttpKeys::of_requests(Compression::None, false);
         let (client, own) = HttpClient::read(t, &keys, |t| {
             let meaning = "file with the HTTP Event Collector token";
-            let token_file = t.file(required("token_file", "path", meaning), Content::Token, true);
+            let token_file = t.file(required("token_file", "path", meaning), Content::Token);
             let acknowledge = t.choice(
                 "acknowledge",
                 &[("indexed", Acknowledge::Indexed), ("accepted", Acknowledge::Accepted)],

@@ -379,6 +379,9 @@ impl Admin {
             let why = format!("{requests} refused with 401, the last {ago} s ago (not fatal)");
             line("metrics", Some(&why));
         }
+        for key in &self.access.load().faults {
+            line(key, Some("its file can't be used, so nobody gets what it guards (not fatal)"));
+        }
         let verdict = if reasons.is_empty() { "passed" } else { "failed" };
         body.push_str(&format!("readyz check {verdict}\n"));
         text(status, body)
@@ -408,6 +411,9 @@ impl Caller {
             place.asked();
             self.respond(request)
         });
+        if !access.is_open() && !self.is_probe {
+            return;
+        }
         let serving = async {
             let stream = match access.tls().filter(|_| !self.is_probe) {
                 None => Either::Left(stream),

@@ -18,7 +18,7 @@ use base::disk::OpenError;
 use base::named_file;
 use client::tls;
 use client::tls::{Chain, Server, TlsError};
-use config::{Checked, Config, Content, Named, Problem, Restrict, Severity};
+use config::{Checked, Config, Content, Named, Need, Problem, Restrict, Severity};
 use delivery::{DeadLetters, filter};
 use evidence_log::tlog::key::SigningKey;
 use process::restrict;
@@ -32,8 +32,11 @@ pub use memory::memory;
 /// when the config was read are not repeated. Blocks on the disk.
 pub fn files(checked: &Checked) -> Vec<Problem> {
     let mut found = Findings { checked, problems: Vec::new() };
-    for named in checked.named.iter().filter(|named| named_file::is_regular(&named.path)) {
+    for named in &checked.named {
         match named.content {
+            Content::ListenerToken if named.need == Need::Admin => {}
+            // Reading the config has reported the other files that are missing.
+            _ if named.need != Need::Admin && !named_file::is_regular(&named.path) => {}
             Content::Certificate => found.certificate(named),
             Content::PrivateKey => found.report(named, tls::check_private_key(&named.path)),
             Content::Authorities => found.authorities(named),
@@ -44,6 +47,15 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
             Content::Directory => {}
         }
     }
+    found.problems
+}
+
+/// Returns a warning for each token file of the admin address that can't be used. A relay logs them
+/// itself. Blocks on the disk.
+pub fn admin_tokens(checked: &Checked) -> Vec<Problem> {
+    let mut found = Findings { checked, problems: Vec::new() };
+    let is_token = |it: &&Named| it.need == Need::Admin && it.content == Content::ListenerToken;
+    checked.named.iter().filter(is_token).for_each(|named| found.token(named));
     found.problems
 }
 
@@ -79,6 +91,9 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
 /// read. Call this only if no other check has found a fault. Blocks on the disk.
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
+    if let Some(Err(error)) = config.admin.tls.as_ref().map(|tls| Server::read(tls, None)) {
+        problems.push(checked.problem("admin.tls", error.to_string(), Severity::Fault));
+    }
     let mut refused = |key: String, error: String| {
         problems.push(checked.problem(&key, error, Severity::Error));
     };
@@ -86,9 +101,6 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
         if let Err(error) = Settings::read(listener, None) {
             refused(format!("listener[{index}]"), error);
         }
-    }
-    if let Some(Err(error)) = config.admin.tls.as_ref().map(|tls| Server::read(tls, None)) {
-        refused("admin.tls".to_owned(), error.to_string());
     }
     let telemetry = Arc::new(Telemetry::new());
     let dead_letters = DeadLetters::new(&telemetry);
@@ -124,9 +136,16 @@ impl Findings<'_> {
     }
 
     /// Adds the error that the file or directory of the config key `named` can't be used. `what`
-    /// says why.
+    /// says why. If the admin address needs the file, the relay starts without it.
     fn refuse(&mut self, named: &Named, what: impl std::fmt::Display) {
-        self.add(named, format!("{what}, expected: {}", allowed(named)), Severity::Error);
+        let (end, severity) = match (named.need, named.content) {
+            (Need::Admin, Content::ListenerToken) => {
+                ("; until then, nobody gets what this token opens", Severity::Warning)
+            }
+            (Need::Admin, _) => ("", Severity::Fault),
+            (Need::Start | Need::Later, _) => ("", Severity::Error),
+        };
+        self.add(named, format!("{what}, expected: {}{end}", allowed(named)), severity);
     }
 
     /// Adds the error in `result`, if there is one, as a problem of the config key `named`. A
@@ -134,8 +153,12 @@ impl Findings<'_> {
     fn report(&mut self, named: &Named, result: Result<(), TlsError>) {
         // An optional file may disappear between two reads.
         let Err(error) = result else { return };
-        if named.must_exist || !error.is_missing() {
-            self.refuse(named, error);
+        match named.need {
+            Need::Later if error.is_missing() => {}
+            Need::Admin if error.is_missing() => {
+                self.add(named, error.to_string(), Severity::MissingFile);
+            }
+            Need::Start | Need::Later | Need::Admin => self.refuse(named, error),
         }
     }
 

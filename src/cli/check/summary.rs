@@ -42,16 +42,6 @@ fn parts(config: &Config, rows: &mut Vec<[String; 3]>) {
     for output in &config.outputs {
         rows.push(row("output", &output.name, &of_output(output)));
     }
-    let admin = &config.admin;
-    for (key, file) in [
-        ("bearer_token_file", &admin.bearer_token_file),
-        ("metrics_token_file", &admin.metrics_token_file),
-        ("tap_token_file", &admin.tap_token_file),
-    ] {
-        if file.as_ref().is_some_and(|file| !file.exists()) {
-            rows.push(row("admin", key, "the file does not exist yet"));
-        }
-    }
 }
 
 fn of_queue(config: &Config) -> String {

@@ -11,6 +11,14 @@ const SCRAPER: &str = "scrap3r-token";
 /// The message about a refused request or handshake.
 const REFUSED: &str = "a request or TLS handshake at the admin address was refused";
 
+/// The message about a token file that can't be used.
+const UNUSABLE: &str = "a token file of the admin address can't be used: nobody gets what its token \
+    opens until the file has a token";
+
+/// The message about certificates that can't be used.
+const UNUSABLE_TLS: &str = "the certificate files in admin.tls can't be used: the relay forwards \
+    events, but its admin address closes every connection until the files are good";
+
 /// The paths that can name a user.
 const NAMES: [&str; 4] = ["/status", "/status/history", "/status/volume", "/evidence/checkpoint"];
 
@@ -127,7 +135,7 @@ fn what_names_a_user_needs_the_token_and_probes_need_none() {
     assert_names_need(&relay, "another");
     assert_eq!(open.request("GET", "/status", &old, b"").unwrap().status, 401);
     setup.write("reader", "");
-    relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
+    relay.wait_for_log(UNUSABLE, PATIENCE);
     wait_until("no token", PATIENCE, || get(&relay, "/status", Some("another")) == 401);
     setup.write("reader", READER);
     std::fs::write(relay.config_file(), unrestricted(&setup.config(""))).unwrap();
@@ -162,13 +170,135 @@ fn without_the_file_of_a_token_nobody_gets_what_it_protects_and_events_flow() {
     let file = directory.path().join("relay.toml");
     std::fs::write(&file, &config).unwrap();
     let checked = said(&["check", text(&file)], Path::new("/"));
-    checked.assert(0, &["bearer_token_file   the file does not exist yet"]);
+    checked.assert(0, &["admin.bearer_token_file: warning: ", "No such file", "nobody gets"]);
     setup.write("reader", READER);
     wait_until("the token", PATIENCE, || get(&relay, "/status", Some(READER)) == 200);
     assert_names_need(&relay, READER);
     assert_eq!(get(&relay, "/metrics", None), 401);
     assert_eq!(get(&relay, "/metrics", Some(READER)), 200);
     relay.stop();
+}
+
+/// The keys of the token files, each with a path that its token opens, and the status without the
+/// token.
+const TOKENS: [(&str, &str, u16); 3] = [
+    ("bearer_token_file", "/status", 401),
+    ("metrics_token_file", "/metrics", 401),
+    ("tap_token_file", "/tap?output=none", 404),
+];
+
+/// Method: every fault of a token file, for each key, at a start, at a reload, and in a Secret
+/// volume, whose files are symlinks into `..data`, a symlink that is replaced.
+#[test]
+fn no_fault_of_a_token_file_stops_the_relay_or_opens_a_page() {
+    type Spoil = fn(&Path);
+    let faults: [(&str, Spoil); 7] = [
+        ("empty", |file| std::fs::write(file, "").unwrap()),
+        ("a line break", |file| std::fs::write(file, "\n").unwrap()),
+        ("two lines", |file| std::fs::write(file, "t0ken\nt0ken\n").unwrap()),
+        ("not UTF-8", |file| std::fs::write(file, b"t0ken\xff").unwrap()),
+        ("2 MiB", |file| std::fs::write(file, vec![b't'; 2 << 20]).unwrap()),
+        ("a directory", |file| std::fs::create_dir(file).unwrap()),
+        ("a loop", |file| std::os::unix::fs::symlink(file, file).unwrap()),
+    ];
+    for (what, spoil) in faults {
+        let setup = Setup::new();
+        let volume = setup.directory.path();
+        // Kubernetes writes a new directory, and then replaces the symlink.
+        let swap = |name: &str, spoil: Option<Spoil>| {
+            std::fs::create_dir(volume.join(name)).unwrap();
+            for (key, ..) in TOKENS {
+                let file = volume.join(name).join(key);
+                spoil.map_or_else(|| std::fs::write(&file, key).unwrap(), |spoil| spoil(&file));
+            }
+            std::os::unix::fs::symlink(name, volume.join("..next")).unwrap();
+            std::fs::rename(volume.join("..next"), volume.join("..data")).unwrap();
+        };
+        swap("..1", Some(spoil));
+        for (key, ..) in TOKENS {
+            let link = volume.join(key);
+            std::os::unix::fs::symlink(Path::new("..data").join(key), link).unwrap();
+        }
+        let keys = TOKENS.map(|(key, ..)| format!("{key} = \"{}\"", setup.file(key))).join(", ");
+        let mut relay = Relay::start(&unrestricted(&setup.config(&keys)));
+        let opens = |key, path, with: u16, without: u16| {
+            let status = if path == "/metrics" || path == "/status" { with } else { with.max(400) };
+            get(&relay, path, Some(key)) == status && get(&relay, path, None) == without
+        };
+        let closed = || TOKENS.into_iter().all(|(key, path, none)| opens(key, path, none, none));
+        let open = || TOKENS.into_iter().all(|(key, path, _)| opens(key, path, 200, 401));
+        assert!(closed(), "{what}");
+        let verbose = ask(Client::connect(relay.admin()), "/readyz?verbose", None);
+        assert_eq!(verbose.status, 200, "{what}");
+        for (key, ..) in TOKENS {
+            let line = format!("[-]admin.{key} its file can't be used");
+            assert!(verbose.text().contains(&line), "{what}: {}", verbose.text());
+            let checked = said(&["check", text(relay.config_file().as_ref())], Path::new("/"));
+            checked.assert(0, &[&format!("admin.{key}: warning: ")]);
+        }
+        assert_accepted(&relay.post(&generated_batch(1, 20, 600)), 20);
+        swap("..2", None);
+        wait_until("the tokens open the pages", PATIENCE, open);
+        let whole = ask(Client::connect(relay.admin()), "/readyz?verbose", None).text();
+        assert!(!whole.contains("[-]admin"), "{whole}");
+        // The rest of a reload is applied, and the old tokens open nothing.
+        swap("..3", Some(spoil));
+        wait_until("the tokens open nothing", PATIENCE, closed);
+        assert_accepted(&relay.post(&generated_batch(2, 20, 600)), 20);
+        assert!(!relay.log_text().contains(messages::NOT_RELOADED), "{what}");
+        relay.stop();
+        assert_eq!(setup.sink.count(), 40, "{what}");
+    }
+}
+
+/// Method: the certificate is missing, is not PEM, and belongs to another key; then the files are
+/// good.
+#[test]
+fn broken_certificates_of_the_admin_address_close_it_and_events_flow() {
+    let (setup, certificates) = (Setup::new(), Certificates::new());
+    setup.write("reader", READER);
+    let config = closed(&setup, &certificates, &certificates.server);
+    let (good, other) = (certificates.server_for(30), certificates.server_for(20));
+    let certificate = &certificates.server.certificate;
+    let spoiled: [(&str, &dyn Fn()); 3] = [
+        ("missing", &|| std::fs::remove_file(certificate).unwrap()),
+        ("not PEM", &|| std::fs::write(certificate, "x").unwrap()),
+        ("of another key", &|| {
+            std::fs::copy(&other.certificate, certificate).unwrap();
+        }),
+    ];
+    std::fs::copy(&good.key, &certificates.server.key).unwrap();
+    for (what, spoil) in spoiled {
+        spoil();
+        let relay = Relay::start(&config);
+        relay.wait_for_log(UNUSABLE_TLS, PATIENCE);
+        let own = || certificates.client_config(Some(&certificates.client));
+        let asked = || {
+            let client = Client::connect_tls(relay.admin(), own());
+            client.and_then(|mut it| it.request("GET", "/livez", &[], b""))
+        };
+        assert!(asked().is_err(), "{what}");
+        let plain = Client::connect(relay.admin()).unwrap().request("GET", "/livez", &[], b"");
+        assert!(plain.is_err(), "{what}: {plain:?}");
+        let probes = relay.wait_for_log("probes listening", PATIENCE);
+        let probes: SocketAddr = probes["address"].as_str().unwrap().parse().unwrap();
+        let verbose = ask(Client::connect(probes), "/readyz?verbose", None);
+        assert_eq!(verbose.status, 200, "{what}");
+        assert!(verbose.text().contains("[-]admin.tls "), "{what}: {}", verbose.text());
+        assert_accepted(&relay.post(&generated_batch(1, 20, 600)), 20);
+        said(&["check", text(relay.config_file().as_ref())], Path::new("/"))
+            .assert(2, &["admin.tls"]);
+        // A reload that finds them broken still applies its other keys.
+        let changed = config.replace("name = \"out\"", "name = \"changed\"");
+        assert_ne!(changed, config);
+        std::fs::write(relay.config_file(), changed).unwrap();
+        relay.signal(libc::SIGHUP);
+        wait_until("the reload", PATIENCE, || relay.log_text().contains("config reloaded"));
+        assert!(asked().is_err(), "{what}");
+        std::fs::copy(&good.certificate, certificate).unwrap();
+        wait_until("the certificate", PATIENCE, || asked().is_ok_and(|it| it.status == 200));
+        drop(relay);
+    }
 }
 
 /// A token that was taken back opens nothing, whatever stands in its file, and although the reload
@@ -332,6 +462,11 @@ fn every_command_gets_through_the_door_with_what_it_asks_for() {
             "evidence" => said.assert(2, &["401"]),
             _ => said.assert(1, &["401", "admin.bearer_token_file", "--token-file"]),
         };
+    }
+    // Without the CA, each command names its option, and no key of a config.
+    for (command, said) in commands(&[&url], &["--relay", &url], &whole[2..], key) {
+        let text = format!("{}{}", said.stdout, said.stderr);
+        assert!(text.contains("--ca") && !text.contains("tls.ca"), "{command}: {text}");
     }
     // Without the CA, or without the client certificate, `top` cannot connect.
     for (more, why) in

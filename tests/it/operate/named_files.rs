@@ -72,13 +72,15 @@ fn a_file_that_is_not_regular_is_named_and_refused_by_check_and_by_run() {
         (format!("headers = {{ x = \"${{file:{pipe}}}\" }}"), pipe, "a FIFO"),
         (format!("urls = [\"https://127.0.0.1:1/?t=${{file:{pipe}}}\"]"), pipe, "a FIFO"),
         (format!("filter.policy = \"{pipe}\""), pipe, "a FIFO"),
-        (format!("admin.tap_token_file = \"{pipe}\""), pipe, "a FIFO"),
     ] {
         std::fs::write(&file, with_key(&key)).unwrap();
         for command in ["check", "run"] {
             said(&[command, text(&file)], directory.path()).assert(2, &[named, what]);
         }
     }
+    // The admin address must not keep the relay from forwarding events.
+    std::fs::write(&file, with_key(&format!("admin.tap_token_file = \"{pipe}\""))).unwrap();
+    said(&["check", text(&file)], directory.path()).assert(0, &["warning", pipe, "a FIFO"]);
 }
 
 #[test]

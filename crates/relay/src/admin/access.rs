@@ -2,7 +2,7 @@
 //! them.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,8 +32,14 @@ pub(super) enum Audience {
 
 /// The TLS settings and the tokens of the admin address, as the config and its files have them. A
 /// reload replaces all of them together.
+///
+/// The admin address must not keep the relay from forwarding events. A token file that can't be used
+/// closes the pages of its token, at a start and at a reload. If the files of `tls` can't be used at
+/// the start, every connection is closed until a reload has read them. Later, the old ones stay.
 #[derive(Default)]
 pub struct Access {
+    /// `false`: the files of `tls` could not be read since the start.
+    is_open: bool,
     tls: Option<Arc<Server>>,
     /// The settings for the next handshake: those of `tls`, with HTTP/1.1 as the only protocol.
     rustls: Option<Arc<ServerSettings>>,
@@ -41,6 +47,8 @@ pub struct Access {
     scrapers: Lock,
     /// The token that opens taps; `None` without one, or once `Admin::admit` has taken it.
     pub(super) tap: Option<Token>,
+    /// The keys of `[admin]` whose files can't be used.
+    pub(super) faults: Vec<&'static str>,
     /// Cancelled when the connections that were accepted under these settings must end.
     pub(super) revoked: CancellationToken,
 }
@@ -55,26 +63,6 @@ enum Lock {
 }
 
 impl Lock {
-    fn read(key: &str, file: Option<&Path>) -> Result<Self, String> {
-        let Some(file) = file else { return Ok(Self::Open) };
-        let token = Token::read_if_there(file).map_err(|error| format!("{key}: {error}"))?;
-        if token.is_none() {
-            let file = file.display().to_string();
-            tracing::warn!(
-                key,
-                file,
-                "a token file of the admin address does not exist: pages that need its token are \
-                 refused until you create the file"
-            );
-        }
-        Ok(Self::Token(token))
-    }
-
-    /// Returns the lock after a failed reload: an old token is not kept if it was taken back.
-    fn read_again(file: Option<&Path>) -> Self {
-        file.map_or(Self::Open, |file| Self::Token(Token::read(file).ok()))
-    }
-
     fn opens_to(&self, given: Option<&[u8]>) -> bool {
         match self {
             Self::Open => true,
@@ -90,44 +78,85 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// A text that names the key, the file and its fault. The file of `bearer_token_file` or
-    /// `metrics_token_file` may be absent.
+    /// The certificate files can't be used, and `current` has other TLS settings, or speaks plain
+    /// HTTP. The text names the file and its fault.
     pub fn read(config: &config::Admin, current: Option<&Self>) -> Result<Self, String> {
         let before = current.and_then(|current| current.tls.as_ref());
         let tls = config.tls.as_ref().map(|tls| Server::read(tls, before)).transpose();
-        let tls = tls.map_err(|error| format!("admin.tls: {error}"))?;
-        // The copy shares the store of sessions with `tls`, so clients may resume a session under
-        // either.
-        let rustls = tls.as_ref().map(|tls| Arc::new(tls.settings().with_alpn(&[b"http/1.1"])));
-        let tap = config.tap_token_file.as_deref().map(Token::read).transpose();
-        let mut access = Self {
-            tls,
-            rustls,
-            readers: Lock::read("admin.bearer_token_file", config.bearer_token_file.as_deref())?,
-            scrapers: Lock::read("admin.metrics_token_file", config.metrics_token_file.as_deref())?,
-            tap: tap.map_err(|error| format!("admin.tap_token_file: {error}"))?,
-            revoked: CancellationToken::new(),
+        let mut access = match tls {
+            Ok(tls) => Self::new(tls),
+            Err(error) if current.is_some_and(|current| current.is_open) => {
+                return Err(format!("admin.tls: {error}"));
+            }
+            Err(error) => {
+                let error = error.to_string();
+                tracing::error!(
+                    error,
+                    "the certificate files in admin.tls can't be used: the relay forwards events, \
+                     but its admin address closes every connection until the files are good"
+                );
+                Self { faults: vec!["admin.tls"], ..Self::default() }
+            }
         };
+        access.read_tokens(config);
         if let Some(current) = current.filter(|current| current.asked() == access.asked()) {
             access.revoked = current.revoked.clone();
         }
         Ok(access)
     }
 
+    /// Returns open settings without tokens.
+    fn new(tls: Option<Arc<Server>>) -> Self {
+        // The copy shares the store of sessions with `tls`, so clients may resume a session under
+        // either.
+        let rustls = tls.as_ref().map(|tls| Arc::new(tls.settings().with_alpn(&[b"http/1.1"])));
+        Self { is_open: true, tls, rustls, ..Self::default() }
+    }
+
+    /// Reads the token files. A token whose file is missing or can't be used opens nothing.
+    fn read_tokens(&mut self, config: &config::Admin) {
+        let mut read = |key, file: &Option<PathBuf>| {
+            let token = file.as_deref().map(Token::read)?;
+            Some(token.inspect_err(|error| {
+                self.faults.push(key);
+                tracing::warn!(
+                    key,
+                    error,
+                    "a token file of the admin address can't be used: nobody gets what its token \
+                     opens until the file has a token"
+                );
+            }))
+        };
+        let lock = |token: Option<Result<Token, _>>| match token {
+            Some(token) => Lock::Token(token.ok()),
+            None => Lock::Open,
+        };
+        self.readers = lock(read("admin.bearer_token_file", &config.bearer_token_file));
+        self.scrapers = lock(read("admin.metrics_token_file", &config.metrics_token_file));
+        self.tap = read("admin.tap_token_file", &config.tap_token_file).and_then(Result::ok);
+    }
+
     /// Returns the rules after a reload that has failed. `config` stays in force, but somebody may
     /// have taken a token back: the file of each token decides. Blocks on the disk.
     pub fn after_failure(&self, config: &config::Admin) -> Self {
-        Self {
+        let mut access = Self {
+            is_open: self.is_open,
             tls: self.tls.clone(),
             rustls: self.rustls.clone(),
-            readers: Lock::read_again(config.bearer_token_file.as_deref()),
-            scrapers: Lock::read_again(config.metrics_token_file.as_deref()),
-            tap: config.tap_token_file.as_deref().and_then(|file| Token::read(file).ok()),
             revoked: self.revoked.clone(),
-        }
+            ..Self::default()
+        };
+        access.read_tokens(config);
+        access
     }
 
-    /// Returns the settings of the next TLS handshake; `None`: the address speaks plain HTTP.
+    /// Returns `false` if every connection must be closed, except those to the probe address.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Returns the settings of the next TLS handshake; `None`: the address speaks plain HTTP, or
+    /// closes every connection ([`Access::is_open`]).
     pub(super) fn tls(&self) -> Option<Arc<ServerSettings>> {
         self.rustls.clone()
     }

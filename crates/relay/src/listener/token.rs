@@ -20,19 +20,6 @@ impl Token {
         read_token(file).map(Self).map_err(|error| unreadable(file, &error))
     }
 
-    /// Reads the token from a file, as [`Token::read`] does; `None` if the file does not exist.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Token::read`].
-    pub fn read_if_there(file: &Path) -> Result<Option<Self>, String> {
-        match read_token(file) {
-            Ok(token) => Ok(Some(Self(token))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unreadable(file, &error)),
-        }
-    }
-
     /// Returns `true` if `authorization`, the value of an `Authorization` header, contains this
     /// token (RFC 6750 §2.1). The word `Bearer` may be in upper or lower case (RFC 9110 §11.1), and
     /// white space around the token is ignored. The time of the comparison depends only on lengths.
