@@ -233,6 +233,12 @@ impl Credentials {
         self.add_to(target, self.ca.as_deref(), Vec::new(), self.token_file.as_deref())
     }
 
+    /// Trusts the CA of the command line for a server that gets no other credential.
+    pub(super) fn with_ca(&self, target: Target) -> Result<Target, u8> {
+        let (ca, token_file, certificate, private_key) = (self.ca.clone(), None, None, None);
+        Self { token_file, ca, certificate, private_key }.with(target)
+    }
+
     fn add_to(
         &self,
         mut target: Target,

@@ -44,9 +44,9 @@ impl Published {
     ///
     /// # Errors
     ///
-    /// A text that says what is wrong with the URL, or why the runtime cannot start.
-    pub(super) fn at_witness(url: &str, origin: &str) -> Result<Self, String> {
-        let published = Self::with(Target::new(url)?, "")?;
+    /// The runtime cannot start.
+    pub(super) fn at_witness(target: Target, origin: &str) -> Result<Self, String> {
+        let published = Self::with(target, "")?;
         let Hash(hash) = Hash::of(&[origin.as_bytes()]);
         let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let base = format!("{}/{hash}", published.base);

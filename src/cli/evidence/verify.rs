@@ -109,7 +109,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     }
     let mut request = request(arguments).map_err(wrong)?;
     // The witness is asked before the log is read: the log must have what the witness has seen.
-    let unasked = witness::ask(&arguments.witnesses, &mut request).map_err(wrong)?;
+    let unasked = witness::ask(&arguments.witnesses, &arguments.credentials, &mut request)?;
     let is_proof = arguments.proof.is_some();
     if !is_proof && request.outputs.is_empty() && !request.events.is_empty() {
         return Err(wrong("--events needs --output: the name of the output".to_owned()));

@@ -215,6 +215,15 @@ fn an_older_copy_with_a_valid_cosignature_does_not_pass() {
     let said = "has no checkpoint of example.org/other";
     verify(&whole, &["--witness-url", &url, "--key", &other]).assert(2, &[said]);
 
+    // `--ca` counts for a witness too, and a message names the option.
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let sink = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(404));
+    let secure = format!("https://localhost:{}", sink.address().port());
+    let asks = ["--witness-url", secure.as_str(), "--ca", text(&certificates.ca)];
+    verify(&whole, &asks[..2]).assert(2, &["with --ca"]);
+    verify(&whole, &asks).assert(2, &["has no checkpoint of"]);
+
     // First only the age counts, then also the checkpoint that the witness has.
     verify(&older, &["--witness-max-age", "1h"]).assert(0, &[]);
     std::thread::sleep(Duration::from_millis(2100));
