@@ -23,8 +23,8 @@ pub(super) struct Arguments {
     /// The TOML file; --config or KUBE_AUDIT_FORWARDER_CONFIG can name it instead
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Also connect to every output and source, with TLS, and ask HTTP consumers whether they would
-    /// accept events
+    /// Also connect to every output and source, with TLS, and send HTTP consumers a request without
+    /// events, at the very URL
     #[arg(long)]
     connect: bool,
     /// Check a config for use on another machine: missing files and directories are only warnings
@@ -122,7 +122,10 @@ async fn probe(config: &Config) -> Result<(), u8> {
         }
         for (address, dialled) in prepared.probe().await {
             match dialled {
-                Ok(()) => eprintln!("output {}: {address}: ok", output.name),
+                Ok(unclear) => {
+                    let said = unclear.as_deref().unwrap_or("ok");
+                    eprintln!("output {}: {address}: {said}", output.name);
+                }
                 Err(error) => {
                     let error = without_address(&error.to_string(), &address.to_string());
                     eprintln!("output {}: {address}: {error}", output.name);

@@ -103,7 +103,7 @@ impl Prepared {
 
     /// Connects to each address once, with the TLS handshake if the output uses TLS. Returns the
     /// name and the result for each address.
-    pub async fn probe(&mut self) -> Vec<(String, Result<(), String>)> {
+    pub async fn probe(&mut self) -> Probed {
         self.connector.probe().await
     }
 

@@ -83,7 +83,7 @@ impl Connect for StdoutConnector {
     const EAGER: bool = true;
 
     async fn probe(&mut self) -> Probed {
-        vec![("stdout".to_owned(), Ok(()))]
+        vec![("stdout".to_owned(), Ok(None))]
     }
 
     async fn connect(&mut self) -> Result<StdoutLink, Failure> {

@@ -241,9 +241,12 @@ impl<I: Issuer> Tokens<I> {
     }
 
     /// Requests a token once, and discards it. Returns the server's name and the result.
-    pub(crate) async fn probe(&self) -> (String, Result<(), String>) {
+    pub(crate) async fn probe(&self) -> (String, Result<Option<String>, String>) {
         let result = self.shared.fetch().await;
-        (self.shared.issuer.service().base(), result.map(drop).map_err(|failure| failure.message))
+        (
+            self.shared.issuer.service().base(),
+            result.map(|_| None).map_err(|failure| failure.message),
+        )
     }
 }
 

@@ -121,7 +121,14 @@ fn check_connects_to_every_address_of_every_output() {
     assert!(connected.lines().all(|line| line.ends_with(": ok")), "{stderr}");
     assert_eq!(ok, "ok: 1 listener, 4 outputs");
     wait_until("the connections", PATIENCE, || lines.history().len() == 2);
-    assert_eq!((plain.count(), secure.count(), lines.count()), (0, 0, 0), "nothing is sent");
+    assert_eq!(
+        (plain.count(), secure.count(), lines.count()),
+        (1, 1, 0),
+        "an empty list to each URL"
+    );
+    for sink in [&plain, &secure] {
+        assert!(sink.requests()[0].body.ends_with(br#""items":[]}"#), "no event is sent");
+    }
 
     for (output, what) in [
         (format!("type = \"tcp\"\naddresses = [\"127.0.0.1:{nobody}\"]\n"), "refused"),

@@ -118,6 +118,39 @@ const CASES: &[Case] = &[
         ],
     },
     Case {
+        kind: "http",
+        keys: "bearer_token_file = \"DIR/token\"",
+        requests: &[(
+            "POST",
+            "/base",
+            r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[]}"#,
+        )],
+        answers: &[
+            (&[(200, "", "ok")], None),
+            (&[(204, "", "")], None),
+            (&[(404, "", "")], Some("takes no events at the path of the URL: correct the path")),
+            (&[(405, "", "")], Some("takes no events at the path of the URL: correct the path")),
+            (&[(401, "", "")], Some("the token or password is missing, wrong")),
+            (&[(403, "", "")], Some("the token or password is missing, wrong")),
+            (&[(415, "", "")], Some("does not take the Content-Type application/json")),
+            (&[(500, "", "")], Some("is not accepting events now")),
+            (&[(302, "", "")], Some("is not accepting events now")),
+            (&[SIGN_IN], Some("this looks like a sign-in page")),
+        ],
+    },
+    Case {
+        kind: "http",
+        keys: "format = \"json_array\"",
+        requests: &[("POST", "/base", "[]")],
+        answers: &[(&[(202, "", "")], None)],
+    },
+    Case {
+        kind: "http",
+        keys: "format = \"ndjson\"",
+        requests: &[("POST", "/base", "")],
+        answers: &[(&[(200, "text/plain", "")], None)],
+    },
+    Case {
         kind: "otlp",
         keys: "bearer_token_file = \"DIR/token\"",
         requests: &[("POST", "/base/v1/logs", "\n\0")],
@@ -181,6 +214,30 @@ fn a_consumer_that_would_not_take_events_is_told_in_words() {
                 .collect();
             assert_eq!(asked, requests[..told.len()], "{kind}, {told:?}");
         }
+    }
+}
+
+/// The tutorial's HAProxy sends `/post?timeout=30s` on to its consumer.
+#[test]
+fn a_consumer_that_serves_another_path_or_takes_no_empty_list_is_not_called_ok() {
+    let directory = directory();
+    let sink = HttpSink::with(Options::default(), |request| match &*request.target {
+        "/post?token=s3cr3t" => Answer::status(204),
+        "/strict?token=s3cr3t" => Answer::status(422),
+        _ => Answer::status(404),
+    });
+    for (path, code, words) in [
+        ("/post?token=s3cr3t", 0, ": ok"),
+        ("", 1, "takes no events at /: add the path that the consumer serves to the URL"),
+        ("/", 1, "takes no events at /: add the path that the consumer serves to the URL"),
+        ("/other?token=s3cr3t", 1, "takes no events at the path of the URL: correct the path"),
+        ("/strict?token=s3cr3t", 0, ": not tested: it answered 422 Unprocessable Entity to a req"),
+    ] {
+        let url = format!("http://{}{path}", sink.address());
+        let (status, said) = check(directory.path(), "http", &url, "");
+        assert!(status == Some(code) && said.contains(words), "{path}: {said}");
+        assert_eq!(said.contains(": ok"), words == ": ok", "{path}: {said}");
+        assert!(!said.contains("s3cr3t") && !said.contains("/other"), "{said}");
     }
 }
 

@@ -13,8 +13,9 @@ use super::set::Endpoints;
 use crate::failure::Failure;
 use telemetry::AttemptError;
 
-/// The results of `check --connect` for one output: each address, and the error of its connection.
-pub type Probed = Vec<(String, Result<(), String>)>;
+/// The results of `check --connect` for one output: each address, and its error. `Ok(Some(_))`: the
+/// address has responded, but this does not show that it takes events; the text says why.
+pub type Probed = Vec<(String, Result<Option<String>, String>)>;
 
 /// One use of an address. The owner, a delivery or a connection, reports the result with
 /// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. The result decides whether
@@ -81,13 +82,13 @@ impl Endpoints {
     /// Looks up every host name and calls `connect` once with each address, for `check --connect`.
     /// Returns a result for each address, and for each failed lookup. `shown` names an endpoint;
     /// the IP address is added if the endpoint has several.
-    pub async fn try_all<T, F>(
+    pub async fn try_all<F>(
         &self,
         shown: impl Fn(&ResolvedAddress) -> String,
         connect: impl Fn(ResolvedAddress) -> F,
     ) -> Probed
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<Option<String>, Failure>>,
     {
         let mut results = Vec::new();
         for address in self.addresses() {
@@ -104,8 +105,7 @@ impl Endpoints {
                     Some(socket) if several => format!("{name} ({})", socket.ip()),
                     _ => name.clone(),
                 };
-                let connected = connect(address).await.map(drop);
-                results.push((text, connected.map_err(|failure| failure.message)));
+                results.push((text, connect(address).await.map_err(|failure| failure.message)));
             }
         }
         results

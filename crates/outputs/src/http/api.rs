@@ -118,9 +118,13 @@ pub(crate) trait Api: Send + Sync + 'static {
     }
 
     /// Returns the requests without events that `check --connect` sends to test whether the
-    /// consumer would accept events. If there are none, `check --connect` only connects.
-    fn test_requests(&self) -> Vec<TestRequest> {
-        Vec::new()
+    /// consumer would accept events.
+    fn test_requests(&self) -> Vec<TestRequest>;
+
+    /// Returns `true` if the answer to a test request may only be about its lack of events, so that
+    /// it does not show whether the consumer would accept some.
+    fn may_refuse_tests(&self, _reply: &Reply<'_>) -> bool {
+        false
     }
 
     /// Judges the answer to a test request. Returns an error if the consumer would probably not
@@ -389,7 +393,8 @@ pub(crate) struct Reply<'a> {
     /// `true` if a body is wanted, and this one is longer than wanted.
     pub is_too_long: bool,
     /// The path that the protocol has added to the configured URL, without a query. This part of
-    /// the request's path is not secret.
+    /// the request's path is not secret. In a test, `/` if the protocol adds none and the URL has
+    /// no path either.
     pub path: &'a str,
     /// The scheme, host and port that answered, for messages.
     pub base: &'a dyn fmt::Display,

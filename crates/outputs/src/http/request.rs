@@ -5,7 +5,7 @@ use std::io;
 use bytes::Bytes;
 use hyper::{StatusCode, header};
 
-use super::api::{Api, Encoded, Outcome, Reply, Sent};
+use super::api::{Api, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest};
 use super::body::{Pieces, gzip, zstd};
 use super::settings::HttpFormat;
 use crate::json_lines::audit_log;
@@ -34,6 +34,39 @@ impl Api for AnyConsumer {
         matches!(self.format, HttpFormat::EventList | HttpFormat::JsonArray)
     }
 
+    /// Returns a request with an empty list or, if events are lines, with an empty body.
+    fn test_requests(&self) -> Vec<TestRequest> {
+        let body: &[u8] = match self.format {
+            HttpFormat::EventList => EMPTY_LIST,
+            HttpFormat::JsonArray => b"[]",
+            HttpFormat::Ndjson | HttpFormat::AuditLog => b"",
+        };
+        vec![TestRequest { head: RequestHead::post("", self.content_type()), body }]
+    }
+
+    fn may_refuse_tests(&self, reply: &Reply<'_>) -> bool {
+        let is_about_body = [StatusCode::BAD_REQUEST, StatusCode::UNPROCESSABLE_ENTITY];
+        is_about_body.contains(&reply.status)
+    }
+
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
+        match reply.status {
+            status if status.is_success() && self.is_page(reply) => Err(PAGE.to_owned()),
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED if reply.path == "/" => {
+                Err("it takes no events at /: add the path that the consumer serves to the URL"
+                    .to_owned())
+            }
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                Err("it takes no events at the path of the URL: correct the path".to_owned())
+            }
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Err(format!(
+                "it does not take the Content-Type {}: set `format` or `headers`",
+                self.content_type()
+            )),
+            _ => self.tested_by_status(reply),
+        }
+    }
+
     /// Checks nothing, because a consumer may answer anything. [`Api::judge`] looks for web pages.
     fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
         Ok(())
@@ -52,17 +85,27 @@ impl Api for AnyConsumer {
     /// Fails a 2xx with the media type of a web page, unless `accept_html` is set or the head of
     /// the answer shows that there is no body.
     fn judge(&self, reply: Reply<'_>, _: &Sent) -> Outcome {
-        let length = reply.headers.get(header::CONTENT_LENGTH);
-        let is_empty = reply.status == StatusCode::NO_CONTENT
-            || length.is_some_and(|length| length.as_bytes() == b"0");
-        let is_success = matches!(reply.by_status, Outcome::Accepted);
-        if is_success && !is_empty && !self.accept_html && reply.has_type_of_page() {
+        if matches!(reply.by_status, Outcome::Accepted) && self.is_page(&reply) {
             let message = format!("{}: answered {}: {PAGE}", reply.base, reply.status);
             return Outcome::Failed(Failure::new(AttemptError::Protocol, message));
         }
         reply.by_status
     }
 }
+
+impl AnyConsumer {
+    /// Returns `true` if an answer with a status 2xx counts as a web page.
+    fn is_page(&self, reply: &Reply<'_>) -> bool {
+        let length = reply.headers.get(header::CONTENT_LENGTH);
+        let is_empty = reply.status == StatusCode::NO_CONTENT
+            || length.is_some_and(|length| length.as_bytes() == b"0");
+        !is_empty && !self.accept_html && reply.has_type_of_page()
+    }
+}
+
+/// The body of an `event_list` without events.
+const EMPTY_LIST: &[u8] =
+    br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[]}"#;
 
 const PAGE: &str = "this looks like a sign-in page, not an acknowledgement; set accept_html = true \
     if the consumer itself sent it";
@@ -100,5 +143,6 @@ mod tests {
         let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
         assert_eq!(list["apiVersion"], audit::API_VERSION);
         assert_eq!(list["kind"], "EventList");
+        assert_eq!(EMPTY_LIST, [LIST_HEAD, b"]}"].concat());
     }
 }

@@ -38,8 +38,9 @@ const TLS_ANSWER: Duration = Duration::from_secs(3);
 
 impl Client {
     /// Tests whether an address would accept events: connects, and sends the test requests of the
-    /// protocol. The failure is worded for the operator.
-    pub(super) async fn test(&self, address: ResolvedAddress) -> Result<(), Failure> {
+    /// protocol. The failure is worded for the operator. `Some` if the answer shows nothing: the
+    /// text says why.
+    async fn test(&self, address: ResolvedAddress) -> Result<Option<String>, Failure> {
         self.api.ready().await?;
         let expanded = self.expanded.load_full();
         let endpoint = expanded.as_ref().and_then(|it| it.endpoints.get(address.endpoint));
@@ -47,17 +48,15 @@ impl Client {
             let what = format!("{address}: the config no longer has this URL");
             return Err(Failure::new(AttemptError::Protocol, what));
         };
-        let tests = self.api.test_requests();
-        let has_tests = !tests.is_empty();
-        let mut result = if has_tests { Ok(()) } else { self.reach(address.clone()).await };
-        for test in tests {
-            if result.is_ok() {
+        let mut result = Ok(None);
+        for test in self.api.test_requests() {
+            if matches!(result, Ok(None)) {
                 result = self.test_with(test, &address, expanded, endpoint).await;
             }
         }
         // A server that has answered in the protocol on a plain connection does not need TLS.
         let may_need_tls = match &result {
-            Ok(()) => !has_tests,
+            Ok(unclear) => unclear.is_some(),
             Err(failure) => {
                 ![AttemptError::Resolve, AttemptError::Connect].contains(&failure.reason)
             }
@@ -74,18 +73,27 @@ impl Client {
     }
 
     /// Sends a test request to an address. Fails without an answer, and if the answer shows the
-    /// protocol that the consumer would probably not accept events.
+    /// protocol that the consumer would probably not accept events. `Some` if it shows nothing.
     pub(super) async fn test_with(
         &self,
         test: TestRequest,
         address: &ResolvedAddress,
         expanded: &Expanded,
         endpoint: &HttpEndpoint,
-    ) -> Result<(), Failure> {
-        let path = test.head.path.clone();
+    ) -> Result<Option<String>, Failure> {
+        let path = match test.head.path.is_empty() && endpoint.target("") == "/" {
+            true => "/".to_owned(),
+            false => test.head.path.clone(),
+        };
         let answer = self.ask_alone(test, address, expanded, endpoint, ANSWER_BYTES_MAX).await?;
         let reply = answer.reply(&endpoint.base, &path);
-        self.api.tested(&reply).map_err(|what| {
+        if self.api.may_refuse_tests(&reply) {
+            let status = reply.status;
+            return Ok(Some(format!(
+                "not tested: it answered {status} to a request without events"
+            )));
+        }
+        self.api.tested(&reply).map(|()| None).map_err(|what| {
             let message = format!("{}: answered {}: {what}", endpoint.base, reply.status);
             match reply.by_status {
                 Outcome::Refused(failure) | Outcome::Failed(failure) => {
@@ -145,7 +153,10 @@ impl Client {
 
     /// Like [`Client::test`], but does not fail if the first event will remove the cause: an index
     /// that is missing, for example, may be created by it.
-    pub(super) async fn test_or_excuse(&self, address: ResolvedAddress) -> Result<(), Failure> {
+    pub(super) async fn test_or_excuse(
+        &self,
+        address: ResolvedAddress,
+    ) -> Result<Option<String>, Failure> {
         let tested = self.test(address.clone()).await;
         let is_refused =
             tested.as_ref().is_err_and(|failure| failure.reason == AttemptError::Status4xx);
@@ -154,7 +165,7 @@ impl Client {
             && let Some(answer) = self.answer_to(excuse, &address).await
             && self.api.excuses(&answer)
         {
-            return Ok(());
+            return Ok(None);
         }
         tested
     }

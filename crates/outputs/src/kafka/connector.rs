@@ -66,7 +66,7 @@ impl Connect for KafkaConnector {
 
     async fn probe(&mut self) -> Probed {
         let connected = self.connect().await;
-        let result = connected.map(drop).map_err(|failure| failure.message);
+        let result = connected.map(|_| None).map_err(|failure| failure.message);
         vec![(self.shared.cluster.brokers(), result)]
     }
 

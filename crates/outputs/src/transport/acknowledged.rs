@@ -111,7 +111,7 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
             let opened = self.open(wire, &address).await?;
             let attempt = self.dialer.endpoints.attempt(address);
             AcknowledgedLink::new(opened, attempt, self).close().await;
-            Ok(())
+            Ok(None)
         };
         self.dialer.endpoints.try_all(shown, open).await
     }

@@ -62,9 +62,8 @@ impl Dialer {
     /// Connects to each address of the output once, with the TLS handshake if TLS is configured.
     /// Returns the result for each address.
     pub(crate) async fn probe(&self) -> Probed {
-        self.endpoints
-            .try_all(|address| address.name.to_string(), |address| self.dial(address))
-            .await
+        let dial = async |address| self.dial(address).await.map(|_| None);
+        self.endpoints.try_all(|address| address.name.to_string(), dial).await
     }
 
     /// Connects to the address whose turn it is. After a failure, continues with the next address,
