@@ -10,6 +10,7 @@ use super::{WRONG, cannot_read, print, read_input};
 use audit::request::{Request, request};
 use audit::scan;
 use base::words::escape;
+use base::yaml::Problem;
 use delivery::filter;
 use transform::policy::Policy;
 
@@ -58,12 +59,17 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
     }
 }
 
-/// Reads a policy. If it has mistakes, prints them; `Err` is the exit status.
+/// Reads a policy, and prints warnings about it. If it has mistakes, prints them; `Err` is the exit
+/// status.
 fn read_policy(file: &Path) -> Result<Policy, u8> {
-    filter::read_policy_of_command(file).map_err(|mistakes| {
+    let policy = filter::read_policy_of_command(file).map_err(|mistakes| {
         mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
         WRONG
-    })
+    })?;
+    for Problem { line, column, what } in policy.doubts() {
+        eprintln!("{}:{line}:{column}: warning: {what}", file.display());
+    }
+    Ok(policy)
 }
 
 fn explain(policy: &Path, events: &Path) -> Result<(), u8> {

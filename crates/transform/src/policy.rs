@@ -118,7 +118,7 @@ impl Policy {
     }
 
     /// Returns the values in the policy's text that are allowed but match no request of a
-    /// Kubernetes client.
+    /// Kubernetes client, and the reasons why kube-apiserver would not load the text.
     pub fn doubts(&self) -> &[Problem] {
         &self.doubts
     }

@@ -52,7 +52,8 @@ pub(super) struct File {
     pub(super) omit_stages: Vec<Stage>,
     pub(super) omit_managed_fields: bool,
     pub(super) rules: Vec<Rule>,
-    /// The values that are allowed but match no request.
+    /// The values that are allowed but match no request, and the reasons why kube-apiserver would
+    /// not load the policy.
     pub(super) doubts: Vec<Problem>,
 }
 
@@ -61,8 +62,8 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
         let what = format!("{} bytes: a policy has {FILE_BYTES_MAX} at most", text.len());
         return Err(vec![Place::START.problem(what)]);
     }
-    let document = policy_in(text).map_err(|problem| vec![problem])?;
     let problems = Problems::default();
+    let document = policy_in(text, &problems.doubts).map_err(|problem| vec![problem])?;
     let policy = problems.policy(&document);
     let mut doubts = problems.doubts.into_inner();
     doubts.sort();
@@ -78,14 +79,24 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
 }
 
 /// Returns the only policy in a file, which is a document or a text in a ConfigMap. If there is
-/// none, returns the first document, so that its mistakes are reported.
-fn policy_in(text: &str) -> Result<Node, Problem> {
+/// none, returns the first document, so that its mistakes are reported. Adds to `doubts` why
+/// kube-apiserver would not load the policy.
+fn policy_in(text: &str, doubts: &RefCell<Vec<Problem>>) -> Result<Node, Problem> {
     let (mut found, mut first) = (Vec::new(), None);
     for document in yaml::documents(text)? {
         match field(&document, "kind").and_then(scalar) {
-            Some(KIND) => found.push(document),
+            Some(KIND) => {
+                doubts.borrow_mut().extend(not_json(text));
+                if first.is_some() {
+                    let what = "kube-apiserver reads only the first document of a file: move the \
+                                policy to the beginning";
+                    doubts.borrow_mut().push(document.place.problem(what));
+                }
+                found.push(document);
+            }
             Some("ConfigMap") => {
-                add_policies_of(&document, text, &mut found)?;
+                let faults = add_policies_of(&document, text, &mut found)?;
+                doubts.borrow_mut().extend(faults);
                 first.get_or_insert(document);
             }
             _ => _ = first.get_or_insert(document),
@@ -99,6 +110,24 @@ fn policy_in(text: &str) -> Result<Node, Problem> {
         }
     }
     found.pop().or(first).ok_or_else(|| Place::START.problem("there is nothing in it"))
+}
+
+/// Returns the reason why kube-apiserver would not load a policy that is YAML. It reads a text as
+/// JSON if the first character that is not white space is `{` (apimachinery, `IsJSONBuffer`), and
+/// then allows nothing after the object. U+FEFF is not white space, so that a text with a byte order
+/// mark is read as YAML.
+fn not_json(text: &str) -> Option<Problem> {
+    if !text.trim_start().starts_with('{') {
+        return None;
+    }
+    let error = serde_json::from_str::<serde::de::IgnoredAny>(text).err()?;
+    let place = Place { line: error.line(), column: error.column().max(1) };
+    let why = error.to_string();
+    let why = why.split(" at line ").next().unwrap_or_default();
+    Some(place.problem(format!(
+        "kube-apiserver would not load this policy: it reads a text that begins with {{ as JSON \
+         ({why}). Write --- above it, which makes it YAML, or write JSON"
+    )))
 }
 
 /// The maximum depth at which a policy is looked for in another object. A Talos config has it at 3,
@@ -132,10 +161,16 @@ fn inner_policy(node: &Node, depth: usize) -> Option<String> {
 }
 
 /// Adds the policies in the texts of a ConfigMap to `found`. Reads no further text once there are
-/// two: that is already an error. `file` is the text with the ConfigMap.
-fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Result<(), Problem> {
+/// two: that is already an error. `file` is the text with the ConfigMap. Returns the reasons why
+/// kube-apiserver would not load these texts.
+fn add_policies_of(
+    config_map: &Node,
+    file: &str,
+    found: &mut Vec<Node>,
+) -> Result<Vec<Problem>, Problem> {
+    let mut faults = Vec::new();
     let Some(Value::Map(pairs)) = field(config_map, "data").map(|data| &data.value) else {
-        return Ok(());
+        return Ok(faults);
     };
     for (_, value) in pairs {
         let text = scalar(value).filter(|text| text.contains(API_GROUP) && text.contains(KIND));
@@ -149,8 +184,9 @@ fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Resu
             Some(columns) => Place { line: value.place.line + line - 1, column: columns + column },
             None => value.place,
         };
-        let documents = yaml::documents(text)
-            .map_err(|Problem { line, column, what }| to(Place { line, column }).problem(what))?;
+        let moved = |Problem { line, column, what }| to(Place { line, column }).problem(what);
+        let documents = yaml::documents(text).map_err(moved)?;
+        faults.extend(not_json(text).map(moved));
         for mut document in documents {
             if field(&document, "kind").and_then(scalar) == Some(KIND) {
                 document.relocate(&to);
@@ -158,7 +194,7 @@ fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Resu
             }
         }
     }
-    Ok(())
+    Ok(faults)
 }
 
 #[derive(Default)]

@@ -416,3 +416,47 @@ proptest! {
         }
     }
 }
+
+/// Source of the expectations: `Decode` in apimachinery's `recognizer`, whose JSON serializer takes a
+/// text by `IsJSONBuffer`, and Go's `encoding/json`.
+#[test]
+fn a_policy_that_kube_apiserver_would_not_load_is_told() {
+    let flow = "{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}\n";
+    let json = r#"{"apiVersion":"audit.k8s.io/v1","kind":"Policy","rules":[{"level":"Metadata"}]}"#;
+    let doubts = |text: &str| {
+        let policy = Policy::read(text).unwrap_or_else(|problems| panic!("{text}: {problems:?}"));
+        policy.doubts().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let refused = "kube-apiserver would not load this policy: it reads a text that begins with { as \
+                   JSON";
+    for (text, place) in [
+        (flow.to_owned(), "1:2: "),
+        (format!("  {flow}"), "1:4: "),
+        (format!("\n \n{flow}"), "3:2: "),
+        (flow.replace(", ", ",\n "), "1:2: "),
+        (format!("{json}\n---\n"), "2:1: "),
+        (format!("{json} # ours\n"), "1:"),
+        (json.replace("\"}]}", "\",}]}"), "1:"),
+    ] {
+        assert_are(
+            &doubts(&text),
+            &[&format!("{place}{}", if place == "1:" { "" } else { refused })],
+        );
+    }
+    for text in [
+        json.to_owned(),
+        format!("\n  {json}\n\n"),
+        format!("---\n{flow}"),
+        format!("# ours\n{flow}"),
+        format!("%YAML 1.2\n---\n{flow}"),
+        format!("\u{feff}{flow}"),
+        format!("{HEAD}rules: [{{level: Metadata}}]\n"),
+    ] {
+        assert_are(&doubts(&text), &[]);
+    }
+    let second = format!("a: b\n---\n{flow}");
+    assert_are(&doubts(&second), &["3:1: kube-apiserver reads only the first document of a file"]);
+    let config_map = "kind: ConfigMap\ndata:\n  policy.yaml: |\n    ";
+    assert_are(&doubts(&format!("{config_map}{flow}")), &[&format!("4:6: {refused}")]);
+    assert_are(&doubts(&format!("{config_map}{json}")), &[]);
+}
