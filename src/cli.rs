@@ -33,8 +33,8 @@ mod doctor;
 mod documents;
 mod drain;
 mod evidence;
-mod examples;
 mod healthcheck;
+mod help;
 mod migrate;
 mod policy;
 mod queue;
@@ -66,8 +66,8 @@ const CORES_PER_WORKER: usize = 2;
 /// use each idle thread again before it ends, and all threads of a past peak would stay.
 const IDLE_THREAD: Duration = Duration::from_millis(500);
 
-/// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP
-/// consumers.
+/// Receives kube-apiserver's audit webhook and forwards the events to Splunk, Elasticsearch, S3,
+/// Kafka, Logstash, syslog and other consumers.
 #[derive(Parser)]
 #[command(version, long_version = version::long())]
 struct Arguments {
@@ -222,7 +222,7 @@ fn command() -> clap::Command {
     for (name, help) in READ_CONFIG {
         command = command.mut_subcommand(name, |it| it.arg(option(help)));
     }
-    examples::add(command)
+    help::add(command)
 }
 
 /// Returns the config file that the parsed command line names. `--config` may stand before the

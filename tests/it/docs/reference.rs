@@ -14,7 +14,9 @@ use crate::support::prelude::*;
 
 /// Returns what the program prints with these arguments and environment variables.
 fn printed(arguments: &[&str], variables: &[(&str, &str)]) -> String {
-    let output = run_command_with(arguments, &repository(), variables);
+    // No line of a help is wrapped.
+    let variables = [variables, &[("COLUMNS", "10000")]].concat();
+    let output = run_command_with(arguments, &repository(), &variables);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }

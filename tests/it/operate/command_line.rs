@@ -42,6 +42,21 @@ fn helps() -> Vec<(String, String)> {
     found
 }
 
+/// Method: without a terminal, the width is 80. An example is one line, so that it can be copied.
+#[test]
+fn the_help_of_each_command_fits_into_80_columns() {
+    for (path, help) in helps() {
+        let text = help.split("\nExamples:").next().unwrap();
+        let long = text.lines().find(|line| line.chars().count() > 80);
+        assert_eq!(long, None, "{path}");
+    }
+    let help = run("--help", Path::new("/")).stdout;
+    for part in ["Splunk", "S3", "Kafka", "\n Run a relay\n  run ", "\n Look at a running relay\n"]
+    {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+}
+
 #[test]
 fn run_takes_its_config_as_check_does() {
     let directory = place();
