@@ -145,10 +145,12 @@ pub fn handshake_error(error: &io::Error, key: Option<&str>) -> String {
             });
             format!("{error}: it is from a CA that is not known here{set}")
         }
-        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => format!(
-            "{error}: this port does not speak TLS; remove TLS (tls, https://), or use the port \
-             that expects it"
-        ),
+        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            let plain = key.map_or("give it a URL with http://", |_| "remove TLS (tls, https://)");
+            format!(
+                "{error}: this port does not speak TLS; {plain}, or use the port that expects it"
+            )
+        }
         None if error.kind() == io::ErrorKind::UnexpectedEof => format!(
             "{error}: the connection was closed during the handshake, as by a port that does not \
              speak TLS"
