@@ -14,8 +14,8 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Learn and install", &["help", "completions", "man"]),
 ];
 
-/// The width of the help in columns where there is no terminal. The variable COLUMNS can set another
-/// one.
+/// The width of the help in columns where there is no terminal. The variable COLUMNS can set
+/// another one.
 const COLUMNS: usize = 80;
 
 /// The width in columns below which no text is wrapped.
@@ -88,7 +88,7 @@ fn add_below(command: Command, path: &str, width: usize) -> Command {
     let lines = examples(path, !names.is_empty());
     let lines: String = lines.iter().map(|line| format!("\n  {line}")).collect();
     let examples = format!("Examples:{lines}");
-    // clap would wrap the examples if they were not in the template, in which it loses nested braces.
+    // clap would wrap the examples if they were not in the template. It loses nested braces there.
     // The man pages have no template.
     let arguments = match path {
         "" => format!("Commands:{}\n\nOptions:\n{{options}}", grouped(&command, width)),

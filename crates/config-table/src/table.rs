@@ -461,8 +461,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, self.cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes the path of a file that must exist. The command `check` verifies later that it contains
-    /// `content`. The path is returned even if the file is missing.
+    /// Takes the path of a file that must exist. The command `check` verifies later that the file
+    /// contains `content`. The path is returned even if the file is missing.
     pub fn file(&mut self, key: Key, content: Content) -> Option<PathBuf> {
         self.file_if(key, content, Need::Start)
     }

@@ -12,8 +12,8 @@ use config_table::values;
 /// The settings of the section `[admin]`.
 ///
 /// The files of the tokens and of `tls` may be missing or unusable, because the admin address must
-/// not keep the relay from forwarding events. Until such a file is good, all requests that it guards
-/// are refused.
+/// not keep the relay from forwarding events. Until such a file is good, all requests that it
+/// guards are refused.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Admin {
     /// The address that the relay binds. Port 0 lets the kernel choose one.
@@ -65,17 +65,17 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
                        without a token in the file, they refuse every request";
         let bearer_token_file = token(t, "bearer_token_file", "no token needed", meaning);
         let meaning = "file with a bearer token for /metrics (the token in `bearer_token_file` \
-                       also works); until one of the files has a token, /metrics refuses every request";
+                       also works); until one of the files has a token, /metrics refuses every \
+                       request";
         let metrics_token_file = token(t, "metrics_token_file", "no token needed", meaning);
         let meaning = "file with the bearer token for GET /tap, which shows the events that are \
                        sent, redacted; without a token in the file, nobody can open a tap";
         let tap_token_file = token(t, "tap_token_file", "/tap is off", meaning);
-        let meaning = "if present, `address` uses HTTPS; if the files can't be used at startup, it closes \
-                       every connection until they can";
-        let tls = t.optional_section(
-            optional("tls", TABLE, "plain HTTP", meaning),
-            |t| listener::read_tls(t, true),
-        );
+        let meaning = "if present, `address` uses HTTPS; if the files can't be used at startup, it \
+                       closes every connection until they can";
+        let tls = t.optional_section(optional("tls", TABLE, "plain HTTP", meaning), |t| {
+            listener::read_tls(t, true)
+        });
         let asks = |tls: &ListenerTls| tls.client_ca.is_some();
         if tls.as_ref().and_then(Option::as_ref).is_some_and(asks) && probe_address.is_none() {
             let message = "the kubelet and healthcheck send no client certificate, so probes of \

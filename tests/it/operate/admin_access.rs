@@ -12,8 +12,8 @@ const SCRAPER: &str = "scrap3r-token";
 const REFUSED: &str = "a request or TLS handshake at the admin address was refused";
 
 /// The message about a token file that can't be used.
-const UNUSABLE: &str = "a token file of the admin address can't be used: nobody gets what its token \
-    opens until the file has a token";
+const UNUSABLE: &str = "a token file of the admin address can't be used: nobody gets what its \
+    token opens until the file has a token";
 
 /// The message about certificates that can't be used.
 const UNUSABLE_TLS: &str = "the certificate files in admin.tls can't be used: the relay forwards \

@@ -33,9 +33,10 @@ pub(super) enum Audience {
 /// The TLS settings and the tokens of the admin address, as the config and its files have them. A
 /// reload replaces all of them together.
 ///
-/// The admin address must not keep the relay from forwarding events. A token file that can't be used
-/// closes the pages of its token, at a start and at a reload. If the files of `tls` can't be used at
-/// the start, every connection is closed until a reload has read them. Later, the old ones stay.
+/// The admin address must not keep the relay from forwarding events. A token file that can't be
+/// used closes the pages of its token, at a start and at a reload. If the files of `tls` can't be
+/// used at the start, every connection is closed until a reload has read them. Later, the old ones
+/// stay.
 #[derive(Default)]
 pub struct Access {
     /// `false`: the files of `tls` could not be read since the start.

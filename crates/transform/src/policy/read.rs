@@ -114,8 +114,8 @@ fn policy_in(text: &str, doubts: &RefCell<Vec<Problem>>) -> Result<Node, Problem
 
 /// Returns the reason why kube-apiserver would not load a policy that is YAML. It reads a text as
 /// JSON if the first character that is not white space is `{` (apimachinery, `IsJSONBuffer`), and
-/// then allows nothing after the object. U+FEFF is not white space, so that a text with a byte order
-/// mark is read as YAML.
+/// then allows nothing after the object. U+FEFF is not white space, so that a text with a byte
+/// order mark is read as YAML.
 fn not_json(text: &str) -> Option<Problem> {
     if !text.trim_start().starts_with('{') {
         return None;

@@ -417,8 +417,8 @@ proptest! {
     }
 }
 
-/// Source of the expectations: `Decode` in apimachinery's `recognizer`, whose JSON serializer takes a
-/// text by `IsJSONBuffer`, and Go's `encoding/json`.
+/// Source of the expectations: `Decode` in apimachinery's `recognizer`, whose JSON serializer takes
+/// a text by `IsJSONBuffer`, and Go's `encoding/json`.
 #[test]
 fn a_policy_that_kube_apiserver_would_not_load_is_told() {
     let flow = "{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}\n";
@@ -427,8 +427,8 @@ fn a_policy_that_kube_apiserver_would_not_load_is_told() {
         let policy = Policy::read(text).unwrap_or_else(|problems| panic!("{text}: {problems:?}"));
         policy.doubts().iter().map(ToString::to_string).collect::<Vec<_>>()
     };
-    let refused = "kube-apiserver would not load this policy: it reads a text that begins with { as \
-                   JSON";
+    let refused = "kube-apiserver would not load this policy: it reads a text that begins with { \
+                   as JSON";
     for (text, place) in [
         (flow.to_owned(), "1:2: "),
         (format!("  {flow}"), "1:4: "),
