@@ -107,15 +107,16 @@ impl Shelf {
         let Some(Files { disk, output, .. }) = &self.0 else { return Ok(()) };
         disk.make_directory(ASIDE)?;
         disk.make_directory(ASIDE_NAMES)?;
-        match disk.create(&note(output, position), 0) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            created => drop(created?),
-        }
-        disk.sync_directory(ASIDE_NAMES)?;
-        let name = name(output, position);
-        disk::replace(&**disk, &name, &sealed(content)).map_err(|error| {
+        let (note, name) = (note(output, position), name(output, position));
+        let noted = match disk.create(&note, 0) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            created => created.map(drop),
+        };
+        let synced = noted.and_then(|()| disk.sync_directory(ASIDE_NAMES));
+        let stored = synced.and_then(|()| disk::replace(&**disk, &name, &sealed(content)));
+        stored.map_err(|error| {
             // Otherwise the event, which is sent from the queue, would count as lost later.
-            disk.remove(&note(output, position)).ok();
+            disk.remove(&note).ok();
             named(&name)(error)
         })
     }
@@ -330,7 +331,8 @@ fn parts(file: &str) -> Option<(&str, Position)> {
 
 #[cfg(test)]
 mod tests {
-    use testing::simulated_disk::SimulatedDisk;
+    use rustix::io::Errno;
+    use testing::simulated_disk::{Operation, SimulatedDisk};
 
     use super::*;
 
@@ -375,6 +377,27 @@ mod tests {
         remove_all(&*disk, "archive-7", &found["archive-7"]);
         let left = find(&*disk).expect("no fault is set");
         assert_eq!(left.into_values().collect::<Vec<_>>(), [[at(4, seal + 10)]]);
+    }
+
+    /// The event stays in the queue and is sent from there. A note without a file would count it as
+    /// lost after the next start.
+    #[test]
+    fn a_file_that_can_not_be_written_leaves_no_note() {
+        use Operation::{Create, Rename, Sync, SyncDirectory, Write};
+        for operation in [Create, SyncDirectory, Write, Sync, Rename] {
+            for after in 0..2 {
+                let disk = Arc::new(SimulatedDisk::new(1));
+                let shelf = Shelf::in_files(Arc::clone(&disk) as _, "archive", Arc::new(Known));
+                disk.fail(operation, after, Errno::IO);
+                if shelf.store(Position::new(7), b"{}").is_ok() {
+                    continue;
+                }
+                disk.calm();
+                let found = find(&*disk).expect("the disk is well again");
+                let lost = |events: &[(Position, u64)]| events.iter().any(|(_, bytes)| *bytes == 0);
+                assert!(!found.values().any(|it| lost(it)), "{operation:?} {after}: {found:?}");
+            }
+        }
     }
 
     #[test]
