@@ -78,8 +78,8 @@ pub struct Snapshot {
     /// The number of changes, each within [`STEADY`] of the previous one, and the moment of the
     /// last.
     turns: Option<(u32, Instant)>,
-    /// The share of failed requests, over about the last hundred, and the moment at which it was
-    /// last as large as [`OFTEN`].
+    /// The share of failed requests, over about the last hundred or since the output was down, and
+    /// the moment of the last failure with which it was at least [`OFTEN`].
     failing: (f64, Option<Instant>),
     /// The moment of the next attempt, if one is planned.
     pub next_attempt: Option<Instant>,
@@ -107,7 +107,7 @@ impl Snapshot {
     fn requested(&mut self, fails: bool) {
         let share = &mut self.failing.0;
         *share += NEWEST * (f64::from(u8::from(fails)) - *share);
-        if *share >= OFTEN {
+        if fails && *share >= OFTEN {
             self.failing.1 = Some(Instant::now());
         }
     }
@@ -228,6 +228,7 @@ impl Health {
         let mut status = lock(&self.status.state);
         if since.is_some() {
             status.turned();
+            status.failing = (0.0, None);
         }
         status.up = true;
         status.down_since = None;
@@ -345,5 +346,32 @@ impl Health {
     /// Notes that the next attempt begins after the time `wait`.
     pub fn next_attempt(&mut self, wait: Duration) {
         lock(&self.status.state).next_attempt = Some(Instant::now() + wait);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests that are accepted do not lengthen the two minutes after the last failure, although
+    /// the share stays above a tenth for eighty of them.
+    #[tokio::test(start_paused = true)]
+    async fn an_output_is_steady_two_minutes_after_the_last_of_many_failures() {
+        let mut state = Snapshot { up: true, ..Snapshot::default() };
+        for turn in 0..100 {
+            state.requested(turn % 2 == 0);
+        }
+        assert!(state.is_unsteady());
+        let mut seconds = 0;
+        while state.is_unsteady() {
+            tokio::time::advance(Duration::from_secs(10)).await;
+            state.requested(false);
+            seconds += 10;
+        }
+        assert_eq!(seconds, 120);
+        // One more failure with a share that has not fallen far begins the two minutes again.
+        assert!(state.failing.0 > OFTEN, "{:?}", state.failing);
+        state.requested(true);
+        assert!(state.is_unsteady());
     }
 }
