@@ -27,8 +27,8 @@
 # The manifests or the chart have been applied, or these options do it:
 #
 #   --config FILE        the config of the relays: deploy/base/relay.toml with another [[output]]
-#   --file [NAME=]FILE   a file that the config names below /consumer; once for each file. They
-#                        become the Secret kube-audit-forwarder-consumer.
+#   --file [NAME=]FILE   a file that the config names below /consumer; once for each file
+#                        (together they are the Secret kube-audit-forwarder-consumer)
 #   --image NAME:TAG     the image, in place of that of the manifests
 #
 # The script needs openssl, curl, jq and kubectl, and for IBM Cloud ibmcloud, logged in. Run again,
