@@ -59,9 +59,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn links(markdown: &str) -> impl Iterator<Item = String> {
-    Parser::new(markdown).filter_map(|event| match event {
-        Event::Start(Tag::Link { dest_url, .. }) => Some(dest_url.into_string()),
-        _ => None,
+    Parser::new(markdown).filter_map(|event| {
+        let Event::Start(Tag::Link { dest_url, .. }) = event else { return None };
+        Some(dest_url.into_string())
     })
 }
 
@@ -87,13 +87,19 @@ fn page(path: &Path, name: &str, markdown: &str, names: &Names) -> String {
 /// Leaves out comments, and shows the text of a picture in its place. Columns are not aligned,
 /// because the pages' Content-Security-Policy allows no attribute `style`.
 fn shown(event: Event<'_>) -> Option<Event<'_>> {
-    Some(match event {
-        Event::Html(_) | Event::InlineHtml(_) => return None,
-        Event::Start(Tag::Image { .. }) => Event::Start(Tag::Emphasis),
-        Event::End(TagEnd::Image) => Event::End(TagEnd::Emphasis),
-        Event::Start(Tag::Table(_)) => Event::Start(Tag::Table(Vec::new())),
-        other => other,
-    })
+    if matches!(event, Event::Html(_) | Event::InlineHtml(_)) {
+        return None;
+    }
+    if matches!(event, Event::Start(Tag::Image { .. })) {
+        return Some(Event::Start(Tag::Emphasis));
+    }
+    if matches!(event, Event::End(TagEnd::Image)) {
+        return Some(Event::End(TagEnd::Emphasis));
+    }
+    if matches!(event, Event::Start(Tag::Table(_))) {
+        return Some(Event::Start(Tag::Table(Vec::new())));
+    }
+    Some(event)
 }
 
 /// Gives each heading the anchor that GitHub gives it. Returns the text of the first one.
@@ -105,9 +111,9 @@ fn headings(events: &mut [Event<'_>]) -> String {
         let Some(Event::Start(Tag::Heading { id, .. })) = before.last_mut() else { continue };
         let inside = behind.iter().take_while(|it| !matches!(it, Event::End(TagEnd::Heading(_))));
         let text: String = inside
-            .filter_map(|event| match event {
-                Event::Text(text) | Event::Code(text) => Some(&**text),
-                _ => None,
+            .filter_map(|event| {
+                let (Event::Text(text) | Event::Code(text)) = event else { return None };
+                Some(&**text)
             })
             .collect();
         let kept = |char: &char| char.is_alphanumeric() || matches!(char, ' ' | '-' | '_');
@@ -126,27 +132,26 @@ fn headings(events: &mut [Event<'_>]) -> String {
 fn relink(events: &mut [Event<'_>], path: &Path, root: &str, names: &Names) {
     let mut unserved = None;
     for at in 0..events.len() {
-        match &mut events[at] {
-            Event::Start(Tag::Link { dest_url, .. }) if !dest_url.contains("://") => {
-                let begin = dest_url.find('#').unwrap_or(dest_url.len());
-                let (file, anchor) = dest_url.split_at(begin);
-                let file = resolved(path, file);
-                match names.get(&file) {
-                    Some(_) if file == path => *dest_url = anchor.to_owned().into(),
-                    Some(name) => *dest_url = format!("{root}{name}{anchor}").into(),
-                    None => {
-                        events[at] = Event::Text("".into());
-                        unserved = Some(file);
-                    }
+        if let Event::Start(Tag::Link { dest_url, .. }) = &mut events[at]
+            && !dest_url.contains("://")
+        {
+            let begin = dest_url.find('#').unwrap_or(dest_url.len());
+            let (file, anchor) = dest_url.split_at(begin);
+            let file = resolved(path, file);
+            match names.get(&file) {
+                Some(_) if file == path => *dest_url = anchor.to_owned().into(),
+                Some(name) => *dest_url = format!("{root}{name}{anchor}").into(),
+                None => {
+                    events[at] = Event::Text("".into());
+                    unserved = Some(file);
                 }
             }
-            Event::End(TagEnd::Link) => {
-                let Some(file) = unserved.take() else { continue };
-                let is_named = matches!(&events[at - 1], Event::Code(it) if file.ends_with(&**it));
-                let file = format!(" (<code>{}</code>)", file.display());
-                events[at] = Event::InlineHtml(if is_named { "".into() } else { file.into() });
-            }
-            _ => {}
+        } else if matches!(events[at], Event::End(TagEnd::Link))
+            && let Some(file) = unserved.take()
+        {
+            let is_named = matches!(&events[at - 1], Event::Code(it) if file.ends_with(&**it));
+            let file = format!(" (<code>{}</code>)", file.display());
+            events[at] = Event::InlineHtml(if is_named { "".into() } else { file.into() });
         }
     }
 }

@@ -98,8 +98,7 @@ mod tests {
             let has_it = [" ", "\n"].iter().any(|end| expression.contains(&format!("{part}{end}")));
             assert!(has_it, "{alert}: {part}: {expression}");
         }
-        let critical =
-            format!("{{{{ if lt $value {:.1} }}}}critical{{{{", f64::from(bad) * 86_400.0);
+        let critical = format!("{{{{ if lt $value {:.1} }}}}critical{{{{", bad * 86_400.0);
         assert!(rules.contains(&critical), "{critical}");
     }
 }
