@@ -18,7 +18,8 @@
 #
 #   deploy/connect.sh seen
 #       asks kube-apiserver to delete a ConfigMap that does not exist and whose name nobody can
-#       guess, and succeeds when the status of a relay names that very request.
+#       guess, and succeeds when the status of a relay names that very request, on whatever way
+#       its event has come.
 #
 #   deploy/connect.sh url CLUSTER URL --ca FILE [--cert FILE --key FILE]
 #       sets the webhook of an IBM Cloud cluster to a relay elsewhere, whose certificate that CA has
@@ -139,9 +140,11 @@ check_config() {
   fi
   "$KUBECTL" get deployment,statefulset -n "$NAMESPACE" -o json >"$directory/before.json"
   before=$(jq -r --arg name "$SERVICE" '.items[] | select(.metadata.name == $name) |
-    "\(.kind) \(.metadata.labels["app.kubernetes.io/managed-by"])"' "$directory/before.json")
+    "\(.kind) \(.metadata.labels["app.kubernetes.io/managed-by"]) \(.spec.template.metadata.labels["app.kubernetes.io/name"])"' \
+    "$directory/before.json")
   case $before/$overlay in
-  *Helm/*) fail "Helm has installed the relays: change them with helm upgrade, and leave out --config" ;;
+  *null/*) fail "another program than the relays runs as the Deployment $SERVICE; for HAProxy, see docs/replace-haproxy.md" ;;
+  *" Helm "*) fail "Helm has installed the relays: change them with helm upgrade, and leave out --config" ;;
   StatefulSet*durable) ;;
   StatefulSet* | Deployment*durable) fail "the relays are a ${before%% *}, which deploy/$overlay is not: name its manifests in OVERLAY" ;;
   esac
@@ -155,7 +158,9 @@ install() {
   set --
   while IFS= read -r each; do set -- "$@" "--from-file=$each"; done <"$directory/files"
   # The server keeps no copy of the values in an annotation.
+  # The files of earlier runs stay: the config may name them, too.
   [ "$#" -eq 0 ] || "$KUBECTL" create secret generic "$CONSUMER" -n "$NAMESPACE" "$@" --dry-run=client -o json |
+    jq --slurpfile before "$directory/consumer.json" '.data = ($before[0].data // {}) + .data' |
     "$KUBECTL" apply --server-side --force-conflicts -f - >&2
   pull_secret
   mkdir "$directory/deploy"
@@ -294,9 +299,10 @@ service_id() {
   # It is refused where the service ID has the policy already. Whether it has, is seen below.
   ibmcloud iam service-policy-create "$id" --roles Administrator,Manager --service-name containers-kubernetes \
     --service-instance "$cluster_id" >"$directory/policy" 2>&1 || true
-  ibmcloud iam service-api-key-create "$name-$$" "$id" --description "deleted at the end of connect.sh" \
-    --file "$directory/key.json" >/dev/null || fail "cannot create an API key for the service ID $name"
+  # Before the call, which may be interrupted after the key is made.
   api_key=$name-$$
+  ibmcloud iam service-api-key-create "$api_key" "$id" --description "deleted at the end of connect.sh" \
+    --file "$directory/key.json" >/dev/null || fail "cannot create an API key for the service ID $name"
   mkdir -p "$directory/home/.bluemix/plugins"
   plugins=${IBMCLOUD_HOME:-$HOME}/.bluemix/plugins
   for each in config.json container-service; do
@@ -445,6 +451,8 @@ prove() {
   while :; do
     asked=$("$KUBECTL" delete configmap "$SERVICE-probe-$digits" -n "$NAMESPACE" --ignore-not-found --request-timeout 10s 2>&1 | tail -n 1)
     if is_seen; then
+      refused=$(jq -r '.reloads.refused // empty | if type == "string" then . else tojson end' "$directory/status.json")
+      [ -z "$refused" ] || fail "events arrive, but $pod goes on with its old config and refuses the new one: $refused"
       say "events arrive: $pod has the event of this script's request"
       return 0
     fi

@@ -13,6 +13,7 @@
 # seconds since 1970.
 set -euo pipefail
 if [ "$#" -eq 0 ]; then
+  [ -z "${PROGRAM:-}" ] || PROGRAM=$(realpath "$PROGRAM")
   cd "$(dirname "$(realpath "$0")")/.."
   target=${CARGO_TARGET_DIR:-target}
   [ -n "${PROGRAM:-}" ] || deploy/static-binary.sh "" "$target" >&2

@@ -70,7 +70,7 @@ archive() {
 }
 
 case $target in
-kind*)
+kind | kind:*)
   archive
   cluster=${target#kind}
   cluster=${cluster#:}
@@ -86,7 +86,7 @@ k3s)
   docker:*) "$engine" push "$image" >&2 ;;
   *:127.0.0.1:* | *:localhost:*) "$engine" push --tls-verify=false "$image" >&2 ;;
   *) "$engine" push "$image" >&2 ;;
-  esac || fail "$engine can't push $image; log in to the registry first: $engine login ${image%%/*}"
+  esac || fail "$engine can't push $image; log in to the registry first: $engine login ${image%%/*} (for icr.io: ibmcloud cr login)"
   ;;
 esac
 say "the image is where the cluster finds it:"

@@ -4,8 +4,9 @@
 #   deploy/published.sh none        nothing is published: a reader builds from a clone
 #   deploy/published.sh 0.2.0       this version, that of Cargo.toml, is published
 #
-# The workflow of a release runs it at its end. A page has both ways, one of them inside a comment,
-# with or without an indent:
+# The commit of a release's tag has its version, and main gets that commit from the workflow of the
+# release when all is published (CONTRIBUTING.md, "Make a release"). A page has both ways, one of
+# them inside a comment, with or without an indent:
 #
 #   <!-- If unpublished -->         what is between these two lines is shown
 #   <!-- End if -->

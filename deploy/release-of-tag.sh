@@ -31,6 +31,8 @@ ours=$(openssl pkey -in "$key" -pubout) || fail "RELEASE_KEY is not a private ke
 [ "$(openssl pkey -pubin -in target/release.pub -pubout || true)" = "$ours" ] ||
   fail "deploy/release.pub is not the public half of RELEASE_KEY: $remedy"
 
+[ "$(git show HEAD:deploy/published)" = "$version" ] ||
+  fail "the pages of the commit do not say that $version exists: run deploy/published.sh $version, and commit it"
 notes=$(awk -v head="## $version" 'index($0, "## ") == 1 { on = index($0, head) == 1 && length($0) >= length(head) } on' CHANGELOG.md)
 [ -n "$notes" ] || fail "CHANGELOG.md has nothing about $version"
 printf '%s\n' "$notes" >target/notes.md

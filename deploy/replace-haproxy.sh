@@ -194,7 +194,10 @@ relay() {
   # The Service stays as it is.
   jq --arg name "$NAME" 'select((.kind | IN("Deployment", "ConfigMap", "NetworkPolicy") | not) and (.kind != "Service" or .metadata.name != $name))' \
     "$work/all.json" | "$KUBECTL" apply -f - >&2
-  [ "$#" -eq 0 ] || kube create secret generic "$NAME-consumer" "$@" --dry-run=client -o json | write
+  # The files of earlier runs stay: the config may name them, too.
+  kube get secret "$NAME-consumer" --ignore-not-found -o json >"$work/consumer.json"
+  [ "$#" -eq 0 ] || kube create secret generic "$NAME-consumer" "$@" --dry-run=client -o json |
+    jq --slurpfile before "$work/consumer.json" '.data = ($before[0].data // {}) + .data' | write
   admin_tokens
   pull_secret
   check_in_cluster

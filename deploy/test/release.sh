@@ -347,6 +347,7 @@ END
 prepared() {
   local place=$1 version=$2 key=${3:-}
   if [ -n "$key" ]; then cp "$key" "$place/deploy/release.pub"; else rm -f "$place/deploy/release.pub"; fi
+  "$place/deploy/published.sh" "${4:-$version}"
   grep -q "^## $version" "$place/CHANGELOG.md" || sed -i "s/^## Unreleased$/&\n\n## $version/" "$place/CHANGELOG.md"
   git -C "$place" add --all
   git -C "$place" -c user.name=test -c user.email=test@example.com commit --quiet --allow-empty --message "a release"
@@ -363,6 +364,8 @@ of_tag() {
   prepared "$place" "$version" "$work/ecdsa.pub"
   RELEASE_KEY=$key refused "not the public half of RELEASE_KEY" "$place/deploy/release-of-tag.sh" "v$version"
   RELEASE_KEY=none refused "RELEASE_KEY is not a private key" "$place/deploy/release-of-tag.sh" "v$version"
+  prepared "$place" "$version" "$work/ed25519.pub" none
+  RELEASE_KEY=$key refused "do not say that $version exists" "$place/deploy/release-of-tag.sh" "v$version"
   prepared "$place" "$version" "$work/ed25519.pub"
   RELEASE_KEY=$key "$place/deploy/release-of-tag.sh" "v$version" --programs "$work/programs" >/dev/null
   cmp "$place/target/release.pub" "$work/ed25519.pub"

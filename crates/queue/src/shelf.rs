@@ -115,8 +115,11 @@ impl Shelf {
         let synced = noted.and_then(|()| disk.sync_directory(ASIDE_NAMES));
         let stored = synced.and_then(|()| disk::replace(&**disk, &name, &sealed(content)));
         stored.map_err(|error| {
-            // Otherwise the event, which is sent from the queue, would count as lost later.
+            // Otherwise the event, which is sent from the queue, would count as lost later. A file
+            // without its note is only sent again.
             disk.remove(&note).ok();
+            disk.remove(&name).ok();
+            disk.sync_directory(ASIDE_NAMES).ok();
             named(&name)(error)
         })
     }

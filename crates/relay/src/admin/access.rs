@@ -147,6 +147,9 @@ impl Access {
             revoked: self.revoked.clone(),
             ..Self::default()
         };
+        if !access.is_open {
+            access.faults.push("admin.tls");
+        }
         access.read_tokens(config);
         access
     }

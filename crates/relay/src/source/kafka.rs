@@ -493,10 +493,22 @@ struct Intake<'a> {
     /// The number of messages skipped since the last log line about them.
     skipped: u64,
     /// The partition, the offset and the fault of the first message that `skipped` counts.
-    first: Option<(i32, i64, String)>,
+    first: Option<(i32, i64, Unused)>,
     /// The time of the last log line about skipped messages; `None` if there was none.
     told: Option<Instant>,
 }
+
+/// Why a message, or a record inside it, is not used.
+struct Unused {
+    what: String,
+    /// Other records of the message have events, which are taken.
+    has_events: bool,
+}
+
+const SKIPS: &str = "a Kafka message is too large or has no valid audit events: it is skipped, and \
+                     its events are lost and counted";
+const PARTLY: &str = "a Kafka message has records without a valid audit event: they are skipped and \
+                      counted, and the events of its other records are taken";
 
 impl Intake<'_> {
     /// Puts a message into the batch that is being filled, or skips it if it is not usable.
@@ -539,14 +551,18 @@ impl Intake<'_> {
         // The queue adds a line break to a message without one. So a message of exactly `max_body`
         // bytes might not fit into an empty queue, and would wait for room that never comes.
         let refused = if payload.len() as u64 >= self.reader.max_body {
-            Some((Rejection::TooLarge, 413, "larger than limits.max_body".to_owned()))
+            let what = "larger than limits.max_body".to_owned();
+            Some((Rejection::TooLarge, 413, Unused { what, has_events: false }))
         } else {
             group.add(payload).err().map(|error| (Rejection::Invalid, 400, error))
         };
         if let Some((reason, code, error)) = refused {
-            self.reader.metrics.rejected(reason, code, &error);
-            self.reader.metrics.answered(code);
-            self.skip(message, &error);
+            self.reader.metrics.rejected(reason, code, &error.what);
+            // Behind the queue, a message with events counts as answered with 200.
+            if !error.has_events {
+                self.reader.metrics.answered(code);
+            }
+            self.skip(message, error);
         }
     }
 
@@ -556,13 +572,13 @@ impl Intake<'_> {
     }
 
     /// Counts a skipped message, and notes its place and its fault for the log.
-    fn skip(&mut self, message: &BorrowedMessage<'_>, error: &str) {
+    fn skip(&mut self, message: &BorrowedMessage<'_>, error: Unused) {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
-        let source = &self.reader.name;
-        tracing::debug!(source, topic, partition, offset, error, "message skipped");
+        let (source, what) = (&self.reader.name, &error.what);
+        tracing::debug!(source, topic, partition, offset, error = what, "message skipped");
         self.reader.skipped.fetch_add(1, Ordering::Relaxed);
         self.skipped += 1;
-        self.first.get_or_insert_with(|| (partition, offset, error.to_owned()));
+        self.first.get_or_insert((partition, offset, error));
         self.tell_skipped(false);
     }
 
@@ -573,7 +589,8 @@ impl Intake<'_> {
         if is_soon && !all {
             return;
         }
-        let Some((partition, offset, error)) = self.first.take() else { return };
+        let Some((partition, offset, unused)) = self.first.take() else { return };
+        let Unused { what: error, has_events } = unused;
         self.told = Some(Instant::now());
         let (source, topic) = (&self.reader.name, self.reader.cluster.topic());
         let skipped = std::mem::take(&mut self.skipped);
@@ -586,8 +603,8 @@ impl Intake<'_> {
             error,
             skipped,
             total,
-            "a Kafka message is too large or has no valid audit events: it is skipped, and its \
-             events are lost and counted"
+            "{}",
+            if has_events { PARTLY } else { SKIPS }
         );
     }
 
@@ -643,15 +660,16 @@ impl Group {
     /// Adds the events of a message to the batch, also those inside the records of another system,
     /// such as Azure's in an Event Hub. `Err` is what of the message can't be used: after it, the
     /// batch is as it was, or has the events of the records beside those that can't be used.
-    fn add(&mut self, payload: &[u8]) -> Result<(), String> {
+    fn add(&mut self, payload: &[u8]) -> Result<(), Unused> {
+        let all = |what: String| Unused { what, has_events: false };
         let Err(as_body) = self.add_body(payload) else { return Ok(()) };
         let mut found = Unwrapped::default();
         let unwrapped = str::from_utf8(payload)
             .map_err(|_| None)
             .and_then(|payload| wrapping::unwrap(payload, wrapping::DEPTH_MAX, &mut found));
-        unwrapped.map_err(|what| what.unwrap_or_else(|| as_body.to_string()))?;
-        self.add_body(&found.events).map_err(|error| error.to_string())?;
-        found.told().map_or(Ok(()), Err)
+        unwrapped.map_err(|what| all(what.unwrap_or_else(|| as_body.to_string())))?;
+        self.add_body(&found.events).map_err(|error| all(error.to_string()))?;
+        found.told().map_or(Ok(()), |what| Err(Unused { what, has_events: true }))
     }
 
     /// Adds the events of a body to the batch. After an error, the batch is as it was.

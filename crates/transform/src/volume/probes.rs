@@ -50,12 +50,13 @@ impl Probes {
 
 /// Adds the digits of the probes in `lines` to `found`.
 pub(super) fn find(lines: &[u8], found: &mut Vec<Box<str>>) {
-    for at in NEEDLE.find_iter(lines).take(PROBES_MAX) {
+    let is_hex = |it: &&str| it.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+    let digits = NEEDLE.find_iter(lines).filter_map(|at| {
         let start = at + NEEDLE.needle().len();
-        let digits = lines.get(start..start + DIGITS).and_then(|it| std::str::from_utf8(it).ok());
-        let is_hex = |it: &&str| it.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
-        found.extend(digits.filter(is_hex).map(Into::into));
-    }
+        let digits = std::str::from_utf8(lines.get(start..start + DIGITS)?).ok();
+        digits.filter(is_hex).map(Into::into)
+    });
+    found.extend(digits.take(PROBES_MAX));
 }
 
 #[cfg(test)]

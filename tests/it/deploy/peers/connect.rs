@@ -419,17 +419,27 @@ fn connect_sh_installs_the_relays_with_a_config() {
     let (status, said) = it.run(&again);
     assert_eq!(status, Some(0), "{said}");
     assert!(it.read("deployment.yaml").contains("deploy/base\n"));
+    // A new token leaves the CA of the first run in the Secret.
+    std::fs::write(&token, "another").unwrap();
+    let (status, said) = it.run(&[&again[..], &["--file", &named]].concat());
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(data(&it).keys().collect::<Vec<_>>(), ["ca.crt", "token"]);
+    assert_eq!(data(&it)["token"], "YW5vdGhlcg==");
     it.cluster.variables.insert("KUBECTL", "oc");
     let (status, said) = it.run(&[&["ibm-cloud", "prod"], &again[2..]].concat());
     assert_eq!(status, Some(0), "{said}");
     assert!(it.read("deployment.yaml").contains("deploy/overlays/ibm-openshift\n"));
     assert_eq!(data(&it).len(), 2);
     let durable = r#"{"items": [{"kind": "StatefulSet", "metadata": {"name": "kube-audit-forwarder",
-        "labels": {}}}]}"#;
+        "labels": {}}, "spec": {"template": {"metadata": {"labels": {"app.kubernetes.io/name":
+        "kube-audit-forwarder"}}}}}]}"#;
     let helm = durable.replace("{}", r#"{"app.kubernetes.io/managed-by": "Helm"}"#);
-    for (workloads, expected) in
-        [(durable, "the relays are a StatefulSet"), (&helm, "Helm has installed the relays")]
-    {
+    let haproxy = durable.replace("StatefulSet", "Deployment").replace("/name", "/other");
+    for (workloads, expected) in [
+        (durable, "the relays are a StatefulSet"),
+        (&helm, "Helm has installed the relays"),
+        (&haproxy, "for HAProxy, see docs/replace-haproxy.md"),
+    ] {
         std::fs::write(it.cluster.path("workloads.json"), workloads).unwrap();
         let (status, said) = it.run(&again);
         assert_eq!(status, Some(1), "{said}");
