@@ -233,7 +233,14 @@ impl Scene {
                 gaps.iter().any(|skipped| skipped.start <= gap.start && gap.end <= skipped.end)
             };
             let is_read_later = output.unstored_max > 0 && missing.iter().all(within);
-            assert!(gaps == missing || is_read_later, "skipped {gaps:?}, missing {missing:?}");
+            // The relay sends others while events fail alone, and sends those again behind the
+            // events that failed (guarantee 2). A few events that a stopped consumer leaves
+            // unanswered several times are such.
+            let is_sent_again = missing.is_empty() && ascend_at_last(&stretches);
+            assert!(
+                gaps == missing || is_read_later || is_sent_again,
+                "skipped {gaps:?}, missing {missing:?}"
+            );
             for (number, times) in times {
                 // Each fault repeats at most once the events that were unacknowledged when it
                 // struck.
@@ -305,6 +312,22 @@ fn gaps_in_order(stretches: &[Vec<u64>]) -> Vec<Range<u64>> {
         front = front.max(end);
     }
     gaps
+}
+
+/// Returns `true` if the last arrivals of all numbers are in their order.
+fn ascend_at_last(stretches: &[Vec<u64>]) -> bool {
+    let mut last = BTreeMap::new();
+    for (at, number) in stretches.iter().flatten().enumerate() {
+        last.insert(*number, at);
+    }
+    last.values().is_sorted()
+}
+
+#[test]
+fn events_that_went_first_must_come_again() {
+    assert!(ascend_at_last(&[vec![0, 1], vec![4, 5], vec![2, 3], vec![4, 5, 6]]));
+    assert!(!ascend_at_last(&[vec![0, 1], vec![4, 5], vec![2, 3], vec![5, 6]]));
+    assert!(!ascend_at_last(&[vec![1], vec![0]]));
 }
 
 #[test]
