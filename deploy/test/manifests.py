@@ -435,6 +435,7 @@ def config_problems(documents, pod, container, relay):
             line
             for line in checked.stderr.splitlines()
             if "/certificates/" not in line
+            and "/admin/" not in line
             and SPOOL not in line
             and line != str(path)
             and not line.startswith(("ok: ", "  "))

@@ -279,7 +279,7 @@ of_pages() {
     line=${line//https:\/\/github.com\/kube-audit-forwarder\/$NAME\/releases\/download\/v$version/http:\/\/127.0.0.1:$files}
     line=${line//ghcr.io\/kube-audit-forwarder/$place\/org}
     case $line in
-    "curl -fLO "*) (cd "$work/reader/here" && eval "${line/curl/curl --silent --show-error --noproxy '*'}") ;;
+    "curl -fLO "*) (cd "$work/reader/here" && eval "${line/curl/curl --silent --show-error --noproxy 127.0.0.1}") ;;
     "podman pull "* | "podman run "*) skopeo inspect --tls-verify=false "docker://${line##* }" >/dev/null ;;
     "helm pull "*) (cd "$work/reader/here" && eval "${line/helm/$helm} --plain-http") ;;
     "helm install "*) eval "${line/helm install/$helm template} --plain-http" >"$work/reader/objects" ;;
