@@ -14,6 +14,9 @@ use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd, html};
 /// The table of contents, which is a page too.
 const CONTENTS: &str = "docs/SUMMARY.md";
 
+/// The style sheet, which is beside this file wherever the crate is: its name and its text.
+const STYLE: (&str, &str) = ("manual.css", include_str!("src/manual.css"));
+
 /// What is served: the path of each file below the repository, and its name in the manual.
 type Names = BTreeMap<PathBuf, String>;
 
@@ -35,13 +38,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let name = format!("config/{}", entry?.file_name().display());
         names.insert(PathBuf::from(&name), name);
     }
-    let style = "crates/manual/src/manual.css";
-    names.insert(style.into(), "manual.css".to_owned());
+    names.insert(STYLE.0.into(), STYLE.0.to_owned());
 
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut pages = BTreeMap::new();
     for (path, name) in &names {
-        let text = read(path)?;
+        let text = if name == STYLE.0 { STYLE.1.to_owned() } else { read(path)? };
         let is_page = path.extension().is_some_and(|it| it == "md");
         let text = if is_page { page(path, name, &text, &names) } else { text };
         let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
