@@ -17,7 +17,7 @@ const CONTENTS: &str = "docs/SUMMARY.md";
 /// The style sheet, which is beside this file wherever the crate is: its name and its text.
 const STYLE: (&str, &str) = ("manual.css", include_str!("src/manual.css"));
 
-/// What is served: the path of each file below the repository, and its name in the manual.
+/// The served files: the path of each one below the repository, and its name in the manual.
 type Names = BTreeMap<PathBuf, String>;
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -78,7 +78,7 @@ fn grouped(command: &Command, width: usize) -> String {
     list
 }
 
-/// What clap says about its command `help`, which it adds later.
+/// The text about the command `help`, as clap has it, which adds the command later.
 const HELP: &str = "Print this message or the help of the given subcommand(s)";
 
 /// Adds the examples of the command at this path, and of each command below it.

@@ -33,7 +33,7 @@ const ELSEWHERE: [(&str, &str, &str); 3] = [
 /// Commands that no test runs, because they take minutes to build or are `./test` itself.
 const NOT_RUN: [&str; 3] = ["cargo run --release", "cargo install --locked --path .", "./test "];
 
-/// What a reader has after the first command of a page without a release.
+/// The folder that `git clone` makes, with which a page without a release begins.
 const CLONE: &str = "kube-audit-forwarder";
 
 /// The beginnings of the commands that [`Reader::run`] can run.

@@ -206,7 +206,7 @@ fn the_records_of_an_event_hub_are_unwrapped_byte_for_byte() {
     wait_until_committed(&cluster, &[3]);
     wait_until("every event", PATIENCE, || sink.count() >= 3);
     assert!(sink.lines() == logged);
-    // What has no event is counted, one message after the other.
+    // Each message with a record without an event is counted.
     let metrics = relay.metrics();
     assert_eq!(metrics.value("requests_rejected_total", &[("reason", "invalid")]), 2.0);
     let partly = "a Kafka message has records without a valid audit event: they are skipped and \
