@@ -60,14 +60,13 @@ PAUSE=${PAUSE:-5}
 SERVICE=kube-audit-forwarder
 # The Service with the port of HTTPS.
 HTTPS=$SERVICE-https
-PULL_SECRET=all-icr-io
-# The Secrets with the tokens of the admin port, and with the files of outputs.
+# The Secret with the tokens of the admin port.
 ADMIN=$SERVICE-admin
-CONSUMER=$SERVICE-consumer
 HERE=$(dirname "$0")
+# shellcheck source=deploy/secrets.sh
+. "$HERE/secrets.sh"
 # The path of the webhook below kube-apiserver's own address.
 PROXY=/api/v1/namespaces/$NAMESPACE/services/https:$HTTPS:https/proxy/post
-EMPTY='{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[]}'
 case ${KUBECTL##*/} in oc) kind=oc ;; *) kind=ks ;; esac
 
 say() { printf '%s\n' "$*" >&2; }
@@ -157,28 +156,13 @@ install() {
   "$KUBECTL" apply -f "$HERE/base/namespace.yaml" >&2
   set --
   while IFS= read -r each; do set -- "$@" "--from-file=$each"; done <"$directory/files"
-  # The server keeps no copy of the values in an annotation.
-  # The files of earlier runs stay: the config may name them, too.
-  [ "$#" -eq 0 ] || "$KUBECTL" create secret generic "$CONSUMER" -n "$NAMESPACE" "$@" --dry-run=client -o json |
-    jq --slurpfile before "$directory/consumer.json" '.data = ($before[0].data // {}) + .data' |
-    "$KUBECTL" apply --server-side --force-conflicts -f - >&2
+  consumer_secret "$@"
   pull_secret
   mkdir "$directory/deploy"
   cp -R "$HERE/base" "$HERE/overlays" "$directory/deploy"
   cp "$config" "$directory/deploy/base/relay.toml"
   "$KUBECTL" kustomize "$directory/deploy/$overlay" >"$directory/manifests"
   sed "s|^\( *image: \).*|${image:+\\1}${image:-&}|" "$directory/manifests" | "$KUBECTL" apply -f - >&2
-}
-
-# The pods can't start before the credentials for their image are in their namespace.
-pull_secret() {
-  for namespace in "$NAMESPACE" default; do
-    "$KUBECTL" get secret "$PULL_SECRET" -n "$namespace" --ignore-not-found -o json >"$directory/$namespace.json"
-  done
-  if [ ! -s "$directory/$NAMESPACE.json" ] && [ -s "$directory/default.json" ]; then
-    jq --arg namespace "$NAMESPACE" '{apiVersion, kind, type, data, metadata: {name: .metadata.name, namespace: $namespace}}' \
-      "$directory/default.json" | "$KUBECTL" create -f - >&2
-  fi
 }
 
 # Why pods do not start, a line for each reason: `now` if it does not end by itself, else `later`.
@@ -470,8 +454,9 @@ ibm_cloud() {
   check_config "overlays/ibm-$(echo "$kind" | sed -e s/ks/iks/ -e s/oc/openshift/)"
   cluster_ca
   cluster_id=$(ibmcloud "$kind" cluster get --cluster "$cluster" --output json | jq -er .id) || fail "cannot read the ID of $cluster"
+  # `install` has done it if there is a config.
+  [ -n "$config" ] || pull_secret
   install
-  pull_secret
   wait_for_pods
   admin_tokens
   KUBECTL=$KUBECTL NAMESPACE=$NAMESPACE "$HERE/certificate.sh"

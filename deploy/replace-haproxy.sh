@@ -36,6 +36,8 @@ RELAYS=app.kubernetes.io/name=$NAME
 LEFT=$NAME-left
 SPOOL=/var/lib/$NAME
 HERE=$(dirname "$0")
+# shellcheck source=deploy/secrets.sh
+. "$HERE/secrets.sh"
 case ${KUBECTL##*/} in oc) overlay=ibm-openshift ;; *) overlay=ibm-iks ;; esac
 
 say() { printf '%s\n' "replace-haproxy.sh: $*" >&2; }
@@ -50,17 +52,17 @@ write() {
     kube apply --server-side --force-conflicts -f - >&2
 }
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+directory=$(mktemp -d)
+trap 'rm -rf "$directory"' EXIT
 trap 'exit 1' HUP INT TERM
 
 # Sets `runs` to what the Deployment is: haproxy, relay or nothing.
 look() {
-  kube get deployment "$NAME" --ignore-not-found -o json >"$work/live.json"
-  kube get configmap "$SAVED" --ignore-not-found -o json >"$work/saved.json"
-  jq -r '.data["before.json"]' "$work/saved.json" >"$work/before.json"
+  kube get deployment "$NAME" --ignore-not-found -o json >"$directory/live.json"
+  kube get configmap "$SAVED" --ignore-not-found -o json >"$directory/saved.json"
+  jq -r '.data["before.json"]' "$directory/saved.json" >"$directory/before.json"
   runs=$(jq -sr --arg name "$NAME" 'if . == [] then "nothing"
-    elif .[0].spec.template.metadata.labels["app.kubernetes.io/name"] == $name then "relay" else "haproxy" end' "$work/live.json")
+    elif .[0].spec.template.metadata.labels["app.kubernetes.io/name"] == $name then "relay" else "haproxy" end' "$directory/live.json")
 }
 
 # Prints the output tables of a config ($2 is 1), or the rest of it (0). A comment belongs to the
@@ -78,16 +80,16 @@ config() {
   program=$(command -v "${PROGRAM:-$NAME}" || command -v "$HERE/../target/release/$NAME") ||
     fail "the program $NAME is not installed; see docs/start.md"
   as_shipped || fail "deploy/base/relay.toml has outputs of yours, which stay; to start again, run: git checkout deploy/base/relay.toml"
-  if [ "$#" -eq 1 ]; then cat "$1"; else kube get configmap "$NAME-cm" -o json | jq -er '.data["haproxy.cfg"]'; fi >"$work/haproxy.cfg" ||
+  if [ "$#" -eq 1 ]; then cat "$1"; else kube get configmap "$NAME-cm" -o json | jq -er '.data["haproxy.cfg"]'; fi >"$directory/haproxy.cfg" ||
     fail "there is no haproxy.cfg in the ConfigMap $NAME-cm; name its file: deploy/replace-haproxy.sh config FILE"
   status=0
   case $program in /*) ;; *) program=$PWD/$program ;; esac
-  (cd "$work" && "$program" migrate haproxy haproxy.cfg >migrated.toml) || status=$?
+  (cd "$directory" && "$program" migrate haproxy haproxy.cfg >migrated.toml) || status=$?
   case $status in 0 | 3) ;; *) fail "haproxy.cfg can't be converted; see docs/migrate-haproxy.md" ;; esac
   # HAProxy passed the path of the webhook's URL on, unless its config has another one.
-  { part "$HERE/base/relay.toml" 0 && part "$work/migrated.toml" 1 | sed '/^urls = /s,\(:[0-9]*\)/",\1/post",g'; } >"$work/relay.toml"
-  "$program" check --elsewhere --config "$work/relay.toml" || fail "the converted config is not valid; deploy/base/relay.toml is unchanged"
-  cat "$work/relay.toml" >"$HERE/base/relay.toml"
+  { part "$HERE/base/relay.toml" 0 && part "$directory/migrated.toml" 1 | sed '/^urls = /s,\(:[0-9]*\)/",\1/post",g'; } >"$directory/relay.toml"
+  "$program" check --elsewhere --config "$directory/relay.toml" || fail "the converted config is not valid; deploy/base/relay.toml is unchanged"
+  cat "$directory/relay.toml" >"$HERE/base/relay.toml"
   say "deploy/base/relay.toml has the outputs of haproxy.cfg now: look at it"
   [ "$status" = 0 ] || say "decide on the lines above that begin with \"decide:\""
   exit "$status"
@@ -95,15 +97,15 @@ config() {
 
 # HAProxy as it is now. The labels of the namespace are those of before the first attempt.
 save() {
-  kube get configmap "$NAME-cm" --ignore-not-found -o json >"$work/map.json"
-  "$KUBECTL" get namespace "$NAMESPACE" -o json >"$work/namespace.json"
-  jq -n --slurpfile live "$work/live.json" --slurpfile map "$work/map.json" --slurpfile namespace "$work/namespace.json" \
-    --slurpfile before "$work/before.json" '
+  kube get configmap "$NAME-cm" --ignore-not-found -o json >"$directory/map.json"
+  "$KUBECTL" get namespace "$NAMESPACE" -o json >"$directory/namespace.json"
+  jq -n --slurpfile live "$directory/live.json" --slurpfile map "$directory/map.json" --slurpfile namespace "$directory/namespace.json" \
+    --slurpfile before "$directory/before.json" '
     {deployment: ($live[0] | del(.status, .metadata["uid", "resourceVersion", "creationTimestamp", "generation", "managedFields"])),
      files: ($map[0].data // {} | del(.["relay.toml"])),
-     labels: ($before[0].labels // $namespace[0].metadata.labels)}' >"$work/new.json"
-  mv "$work/new.json" "$work/before.json"
-  kube create configmap "$SAVED" --from-file="$work/before.json" --dry-run=client -o json | write
+     labels: ($before[0].labels // $namespace[0].metadata.labels)}' >"$directory/new.json"
+  mv "$directory/new.json" "$directory/before.json"
+  kube create configmap "$SAVED" --from-file="$directory/before.json" --dry-run=client -o json | write
   say "HAProxy's Deployment is saved in the ConfigMap $SAVED"
 }
 
@@ -118,9 +120,9 @@ pod_of() {
 # changes for the events.
 check_in_cluster() {
   kube delete pod "$NAME-check" --ignore-not-found >&2
-  jq --arg name "$NAME-check" 'select(.kind == "ConfigMap") | .metadata.name = $name' "$work/all.json" | write
+  jq --arg name "$NAME-check" 'select(.kind == "ConfigMap") | .metadata.name = $name' "$directory/all.json" | write
   # shellcheck disable=SC2016 # jq's variable
-  pod_of "$work/deployment.json" 'del(.spec.template.spec.topologySpreadConstraints) |
+  pod_of "$directory/deployment.json" 'del(.spec.template.spec.topologySpreadConstraints) |
     (.spec.template.spec.volumes[] | select(.configMap).configMap.name) = $name | .spec.template.spec.containers[0] |=
     (del(.startupProbe, .livenessProbe, .readinessProbe, .lifecycle) | .args = ["check", "--connect"])' | kube create -f - >&2
   waited=0 state=""
@@ -141,17 +143,9 @@ check_in_cluster() {
 
 admin_tokens() {
   if [ -z "$(kube get secret "$NAME-admin" --ignore-not-found -o name)" ]; then
-    for key in token metrics-token; do openssl rand -hex 32 | tr -d '\n' >"$work/$key"; done
-    kube create secret generic "$NAME-admin" --from-file="$work/token" --from-file="$work/metrics-token" \
+    for key in token metrics-token; do openssl rand -hex 32 | tr -d '\n' >"$directory/$key"; done
+    kube create secret generic "$NAME-admin" --from-file="$directory/token" --from-file="$directory/metrics-token" \
       --dry-run=client -o json | write
-  fi
-}
-
-# A private registry of IBM Cloud needs the credentials that are in the namespace default.
-pull_secret() {
-  "$KUBECTL" get secret all-icr-io -n default --ignore-not-found -o json >"$work/pull.json"
-  if [ -s "$work/pull.json" ] && [ -z "$(kube get secret all-icr-io --ignore-not-found -o name)" ]; then
-    jq '{apiVersion, kind, type, data, metadata: {name: .metadata.name}}' "$work/pull.json" | kube create -f - >&2
   fi
 }
 
@@ -182,37 +176,34 @@ relay() {
   [ -n "$port" ] || fail "there is no Service $NAME that selects app=$NAME and leads to port 3000, like the tutorial's"
   case $runs in
   haproxy)
-    jq -e --arg name "$NAME" '.spec.selector == {matchLabels: {app: $name}}' "$work/live.json" >/dev/null ||
+    jq -e --arg name "$NAME" '.spec.selector == {matchLabels: {app: $name}}' "$directory/live.json" >/dev/null ||
       fail "the Deployment's selector is not app=$NAME, as the tutorial's is, and Kubernetes can't change it"
     save
     ;;
-  nothing) [ -s "$work/before.json" ] || fail "there is no Deployment $NAME; see docs/operating/kubernetes.md" ;;
+  nothing) [ -s "$directory/before.json" ] || fail "there is no Deployment $NAME; see docs/operating/kubernetes.md" ;;
   esac
-  "$KUBECTL" kustomize "$HERE/overlays/$overlay" | "$KUBECTL" create --dry-run=client -o json -f - >"$work/all.json"
+  "$KUBECTL" kustomize "$HERE/overlays/$overlay" | "$KUBECTL" create --dry-run=client -o json -f - >"$directory/all.json"
   jq --arg image "$image" 'select(.kind == "Deployment") | if $image == "" then . else .spec.template.spec.containers[0].image = $image end' \
-    "$work/all.json" >"$work/deployment.json"
+    "$directory/all.json" >"$directory/deployment.json"
   # The Service stays as it is.
   jq --arg name "$NAME" 'select((.kind | IN("Deployment", "ConfigMap", "NetworkPolicy") | not) and (.kind != "Service" or .metadata.name != $name))' \
-    "$work/all.json" | "$KUBECTL" apply -f - >&2
-  # The files of earlier runs stay: the config may name them, too.
-  kube get secret "$NAME-consumer" --ignore-not-found -o json >"$work/consumer.json"
-  [ "$#" -eq 0 ] || kube create secret generic "$NAME-consumer" "$@" --dry-run=client -o json |
-    jq --slurpfile before "$work/consumer.json" '.data = ($before[0].data // {}) + .data' | write
+    "$directory/all.json" | "$KUBECTL" apply -f - >&2
+  consumer_secret "$@"
   admin_tokens
   pull_secret
   check_in_cluster
   # A pod of HAProxy may start again, so the ConfigMap has its files, too.
-  jq --slurpfile before "$work/before.json" 'select(.kind | IN("ConfigMap", "NetworkPolicy")) |
-    if .kind == "ConfigMap" then .data += ($before[0].files // {}) else . end' "$work/all.json" | "$KUBECTL" apply -f - >&2
+  jq --slurpfile before "$directory/before.json" 'select(.kind | IN("ConfigMap", "NetworkPolicy")) |
+    if .kind == "ConfigMap" then .data += ($before[0].files // {}) else . end' "$directory/all.json" | "$KUBECTL" apply -f - >&2
   verb=replace
   [ "$runs" != nothing ] || verb=create
-  kube "$verb" --save-config -f "$work/deployment.json" >&2 || stop "the relays' Deployment is refused. HAProxy still runs"
+  kube "$verb" --save-config -f "$directory/deployment.json" >&2 || stop "the relays' Deployment is refused. HAProxy still runs"
   kube rollout status "deployment/$NAME" --timeout "${TIMEOUT}s" >&2 ||
     stop "the relays are not ready. HAProxy still receives events. Look at: $KUBECTL describe pods -n $NAMESPACE -l $RELAYS"
-  printf '{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[]}' >"$work/empty.json"
+  printf %s "$EMPTY" >"$directory/empty.json"
   waited=0
   route=/api/v1/namespaces/$NAMESPACE/services/$NAME:$port/proxy/post
-  until answer=$("$KUBECTL" create --raw "$route" -f "$work/empty.json" 2>&1) && [ "$answer" = '{"accepted":0}' ]; do
+  until answer=$("$KUBECTL" create --raw "$route" -f "$directory/empty.json" 2>&1) && [ "$answer" = '{"accepted":0}' ]; do
     if [ "$waited" -ge $((4 * PAUSE)) ]; then
       kube delete networkpolicy -l "$RELAYS" >&2
       fail "no relay answers at $route: $answer. Their NetworkPolicy, a possible reason, is deleted (docs/operating/webhook.md#who-may-send). To go back, run: deploy/replace-haproxy.sh undo"
@@ -230,9 +221,9 @@ delete_left() {
   kube delete pods -l "app=$LEFT" --field-selector status.phase!=Running --wait=false >&2
   for pod in $(kube get pods -l "app=$LEFT" -o name); do
     if ! kube exec "$pod" -- "/usr/bin/$NAME" drain --seconds "${DRAIN:-60}" >&2; then
-      kube exec "$pod" -- "/usr/bin/$NAME" queue inspect --json "$SPOOL" >"$work/queue.json" || : >"$work/queue.json"
-      jq -r '.outputs[] | select(.backlog_events > 0) | "\(.name) \(.backlog_events)"' "$work/queue.json" >"$work/outputs"
-      [ -s "$work/queue.json" ] || echo - 1 >"$work/outputs"
+      kube exec "$pod" -- "/usr/bin/$NAME" queue inspect --json "$SPOOL" >"$directory/queue.json" || : >"$directory/queue.json"
+      jq -r '.outputs[] | select(.backlog_events > 0) | "\(.name) \(.backlog_events)"' "$directory/queue.json" >"$directory/outputs"
+      [ -s "$directory/queue.json" ] || echo - 1 >"$directory/outputs"
       while read -r output events; do
         file=${pod#pod/}-$output.jsonl
         if ! kube exec "$pod" -- "/usr/bin/$NAME" queue export "$SPOOL" --output "$output" </dev/null >"$file" ||
@@ -242,7 +233,7 @@ delete_left() {
           continue 2
         fi
         say "$events events that $output did not take are in $file. Later: kube-audit-forwarder replay $file --url URL"
-      done <"$work/outputs"
+      done <"$directory/outputs"
     fi
     kube delete "$pod" --wait=false >&2
   done
@@ -250,31 +241,31 @@ delete_left() {
 
 undo() {
   look
-  [ "$(jq -r '.deployment.kind' "$work/before.json")" = Deployment ] || fail "there is nothing to undo: no HAProxy is saved"
+  [ "$(jq -r '.deployment.kind' "$directory/before.json")" = Deployment ] || fail "there is nothing to undo: no HAProxy is saved"
   # deploy/connect.sh makes the certificate before it sets the webhook.
   [ -z "$(kube get secret audit-webhook --ignore-not-found -o name)" ] ||
     fail "the relays have a certificate. If the webhook uses HTTPS, which HAProxy does not take, first set the old URL and refresh the master. Then run: $KUBECTL delete secret -n $NAMESPACE audit-webhook"
   [ -z "$(kube get statefulset "$NAME" --ignore-not-found -o name)" ] ||
     fail "the relays are a StatefulSet, which this script does not know; first go back to the Deployment of deploy/overlays/$overlay"
-  "$KUBECTL" get namespace "$NAMESPACE" -o json >"$work/namespace.json"
+  "$KUBECTL" get namespace "$NAMESPACE" -o json >"$directory/namespace.json"
   # The labels of before, but what somebody has set so that HAProxy's pod is admitted.
   # shellcheck disable=SC2046 # a label has no spaces
-  set -- $(jq -r --slurpfile now "$work/namespace.json" '(.labels // {}) as $before | $now[0].metadata.labels + $before | keys[] |
+  set -- $(jq -r --slurpfile now "$directory/namespace.json" '(.labels // {}) as $before | $now[0].metadata.labels + $before | keys[] |
     select(test("^(pod-security.kubernetes|security.openshift).io/") and $now[0].metadata.labels[.] != "privileged") |
-    if $before[.] then "\(.)=\($before[.])" else "\(.)-" end' "$work/before.json")
+    if $before[.] then "\(.)=\($before[.])" else "\(.)-" end' "$directory/before.json")
   [ "$#" -eq 0 ] || "$KUBECTL" label --overwrite namespace "$NAMESPACE" "$@" >&2
-  jq .deployment "$work/before.json" >"$work/haproxy.json"
-  pod_of "$work/haproxy.json" . | kube create --dry-run=server -f - >&2 ||
+  jq .deployment "$directory/before.json" >"$directory/haproxy.json"
+  pod_of "$directory/haproxy.json" . | kube create --dry-run=server -f - >&2 ||
     fail "the namespace does not admit HAProxy's pod; the relays still receive. If Pod Security is the reason: $KUBECTL label --overwrite namespace $NAMESPACE pod-security.kubernetes.io/enforce=privileged"
-  jq '{data: .files}' "$work/before.json" >"$work/files.json"
-  kube patch configmap "$NAME-cm" --type merge --patch-file "$work/files.json" >&2
+  jq '{data: .files}' "$directory/before.json" >"$directory/files.json"
+  kube patch configmap "$NAME-cm" --type merge --patch-file "$directory/files.json" >&2
   kube delete networkpolicy,poddisruptionbudget -l "$RELAYS" >&2
   if [ "$runs" = relay ]; then
     # The relays' pods go on until HAProxy is ready, and as long as they have events.
     kube delete deployment "$NAME" --cascade=orphan >&2
     kube delete replicaset -l "$RELAYS" --cascade=orphan >&2
   fi
-  [ "$runs" = haproxy ] || kube create -f "$work/haproxy.json" >&2
+  [ "$runs" = haproxy ] || kube create -f "$directory/haproxy.json" >&2
   kube rollout status "deployment/$NAME" --timeout "${TIMEOUT}s" >&2 ||
     fail "HAProxy is not ready. The relays still receive events; to keep them, run: deploy/replace-haproxy.sh relay"
   kube label pods -l "$RELAYS" --overwrite "app=$LEFT" >&2
