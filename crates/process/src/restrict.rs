@@ -15,7 +15,7 @@
 //! the symlink `..data` in such a directory, and certificate tools swap the file itself. A file
 //! that is a mount of its own (a `subPath`) cannot be replaced, so its rule is on the file.
 //!
-//! seccomp refuses the listed calls (`FORBIDDEN` and the lists after it), and allows all others,
+//! seccomp refuses the calls that [`calls`] lists, and allows all others,
 //! because an updated library may need new ones. A refused call fails with EPERM, as most of them
 //! do without a privilege. `clone` is allowed, because it starts threads, but not with a flag that
 //! makes a namespace: in a new user namespace, a process has all capabilities. The flags of
@@ -23,7 +23,6 @@
 //! `clone`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::{env, io};
@@ -34,13 +33,11 @@ use landlock::{
     RulesetError, Scope,
 };
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
-use rustix::thread::secure_computing_mode;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen as ArgLen, SeccompCmpOp as CmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule,
-};
 
 use config::Restrict;
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod calls;
 
 /// The oldest usable version of Landlock (Linux 6.2). Version 1 refuses every rename from one
 /// directory to another, which the queue needs; version 2 does not control truncation.
@@ -92,110 +89,17 @@ const FILE_VARIABLES: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "SSL_CERT_FILE
 
 const DIRECTORIES_VARIABLE: &str = "SSL_CERT_DIR";
 
-const FORBIDDEN: [libc::c_long; 65] = [
-    // Other programs, and other processes.
-    libc::SYS_execve,
-    libc::SYS_execveat,
-    libc::SYS_kcmp,
-    libc::SYS_pidfd_getfd,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_ptrace,
-    // File systems, and other views of them.
-    libc::SYS_chroot,
-    libc::SYS_fanotify_init,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fsopen,
-    libc::SYS_fspick,
-    libc::SYS_mount,
-    libc::SYS_mount_setattr,
-    libc::SYS_move_mount,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_open_tree,
-    OPEN_TREE_ATTR,
-    libc::SYS_pivot_root,
-    libc::SYS_quotactl,
-    libc::SYS_quotactl_fd,
-    libc::SYS_setns,
-    libc::SYS_swapoff,
-    libc::SYS_swapon,
-    libc::SYS_umount2,
-    libc::SYS_unshare,
-    // The kernel's own code, large interfaces to it, its keys, and the settings of the machine.
-    libc::SYS_bpf,
-    libc::SYS_delete_module,
-    libc::SYS_finit_module,
-    libc::SYS_init_module,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    libc::SYS_io_uring_setup,
-    KEXEC_FILE_LOAD,
-    libc::SYS_kexec_load,
-    libc::SYS_lookup_dcookie,
-    libc::SYS_perf_event_open,
-    libc::SYS_userfaultfd,
-    libc::SYS_add_key,
-    libc::SYS_keyctl,
-    libc::SYS_request_key,
-    libc::SYS_acct,
-    libc::SYS_adjtimex,
-    libc::SYS_clock_adjtime,
-    libc::SYS_clock_settime,
-    libc::SYS_personality,
-    libc::SYS_reboot,
-    libc::SYS_setdomainname,
-    libc::SYS_sethostname,
-    libc::SYS_settimeofday,
-    libc::SYS_syslog,
-    // Changes of metadata, which Landlock does not protect.
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
-    libc::SYS_fchown,
-    libc::SYS_fchownat,
-    libc::SYS_fremovexattr,
-    libc::SYS_fsetxattr,
-    libc::SYS_lremovexattr,
-    libc::SYS_lsetxattr,
-    libc::SYS_removexattr,
-    libc::SYS_setxattr,
-    libc::SYS_utimensat,
-    FCHMODAT2,
-    FILE_SETATTR,
-];
+/// Stands in for the architectures whose calls the crate seccompiler does not know.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod calls {
+    pub(super) fn forbid() -> Result<(), String> {
+        lacking().map_or(Ok(()), Err)
+    }
 
-// The numbers of calls that the crate libc lacks on some targets. Each number is the same on every
-// architecture. `XATTRAT` is setxattrat(2) to removexattrat(2).
-const FCHMODAT2: libc::c_long = 452;
-const OPEN_TREE_ATTR: libc::c_long = 467;
-const FILE_SETATTR: libc::c_long = 469;
-const XATTRAT: RangeInclusive<libc::c_long> = 463..=466;
-
-/// The flags of clone(2) that make a namespace: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER,
-/// NEWPID, NEWNET. unshare(2) alone makes a time namespace.
-const NAMESPACES: [u64; 7] =
-    [0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
-
-/// The argument of clone(2) that has the flags (clone(2), "C library/kernel differences").
-const CLONE_FLAGS: u8 = if cfg!(target_arch = "s390x") { 1 } else { 0 };
-
-const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
-
-/// The numbers of calls that x86-64 has and newer architectures lack: modify_ldt(2), iopl(2),
-/// ioperm(2), chmod(2), chown(2), lchown(2), utime(2), utimes(2), futimesat(2).
-const FORBIDDEN_ON_X86_64: [libc::c_long; 9] = [154, 172, 173, 90, 92, 94, 132, 235, 261];
-
-/// ioctl(2) commands that change attributes and need no right to write: FS_IOC_SETFLAGS,
-/// FS_IOC32_SETFLAGS, FS_IOC_SETVERSION, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY,
-/// FS_IOC_SET_ENCRYPTION_POLICY.
-const FORBIDDEN_COMMANDS: [u64; 6] =
-    [0x4008_6602, 0x4004_6602, 0x4008_7602, 0x401c_5820, 0x4080_6685, 0x800c_6613];
-
-/// The bit that marks x32 calls on x86-64. It gives each forbidden call a second number.
-const X32: libc::c_long = 0x4000_0000;
-
-/// The numbers that only the x32 ABI has: another execve(2), ptrace(2) and so on.
-const X32_NUMBERS: RangeInclusive<libc::c_long> = 512..=547;
+    pub(super) fn lacking() -> Option<String> {
+        Some(format!("seccomp (there is no filter for {})", std::env::consts::ARCH))
+    }
+}
 
 static STATE: OnceLock<State> = OnceLock::new();
 
@@ -281,8 +185,8 @@ impl State {
                 seccomp,
                 read,
                 write,
-                "the sandbox of the relay is incomplete: the kernel or the container runtime does \
-                 not allow all of process.restrict"
+                "the sandbox of the relay is incomplete: the kernel, the container runtime or the \
+                 architecture does not allow all of process.restrict"
             ),
         }
     }
@@ -405,7 +309,7 @@ fn is_mount(path: &Path) -> bool {
 /// Returns the features that this kernel lacks for the setting `required`; `None` if it has all.
 pub fn lacking() -> Option<String> {
     let landlock = ruleset().err().map(|_| NO_LANDLOCK.to_owned());
-    let seccomp = secure_computing_mode().err().map(|error| format!("seccomp ({error})"));
+    let seccomp = calls::lacking();
     let all: Vec<_> = landlock.into_iter().chain(seccomp).collect();
     (!all.is_empty()).then(|| all.join(" and "))
 }
@@ -440,9 +344,9 @@ fn restrict_thread(restrict: Restrict, opened: Vec<Opened>) -> State {
     }
     // Landlock and seccomp both set no_new_privs, so that a program with the setuid bit gains
     // nothing.
-    match forbid_calls() {
+    match calls::forbid() {
         Ok(()) => state.seccomp = true,
-        Err(error) => missing.push(format!("seccomp ({error})")),
+        Err(error) => missing.push(error),
     }
     state.missing = (!missing.is_empty()).then(|| missing.join(" and "));
     state
@@ -488,46 +392,6 @@ fn rights(may: May) -> BitFlags<AccessFs> {
     }
 }
 
-fn forbid_calls() -> Result<(), seccompiler::Error> {
-    // A call without rules is always refused. A call of another architecture ends the process.
-    let mut calls: BTreeMap<_, _> =
-        forbidden().into_iter().map(|number| (number, Vec::new())).collect();
-    let is = |argument, comparison, value| {
-        SeccompCondition::new(argument, ArgLen::Dword, comparison, value)
-            .and_then(|condition| SeccompRule::new(vec![condition]))
-    };
-    for command in FORBIDDEN_COMMANDS {
-        calls.entry(libc::SYS_ioctl).or_default().push(is(1, CmpOp::Eq, command)?);
-    }
-    for number in of_all_abis(libc::SYS_clone) {
-        let flags = NAMESPACES.map(|flag| is(CLONE_FLAGS, CmpOp::MaskedEq(flag), flag));
-        calls.insert(number, flags.into_iter().collect::<Result<_, _>>()?);
-    }
-    let unknown = of_all_abis(libc::SYS_clone3).map(|number| (number, Vec::new())).collect();
-    for (calls, errno) in [(calls, libc::EPERM), (unknown, libc::ENOSYS)] {
-        let refuse = SeccompAction::Errno(errno.unsigned_abs());
-        let arch = env::consts::ARCH.try_into()?;
-        let filter = SeccompFilter::new(calls, SeccompAction::Allow, refuse, arch)?;
-        seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
-    }
-    Ok(())
-}
-
-/// Returns the numbers of a call that is the same in the x32 ABI.
-fn of_all_abis(number: libc::c_long) -> impl Iterator<Item = libc::c_long> {
-    [Some(number), cfg!(target_arch = "x86_64").then_some(number | X32)].into_iter().flatten()
-}
-
-fn forbidden() -> BTreeSet<i64> {
-    let mut numbers: BTreeSet<_> = FORBIDDEN.into_iter().chain(XATTRAT).collect();
-    if cfg!(target_arch = "x86_64") {
-        numbers.extend(FORBIDDEN_ON_X86_64);
-        numbers.extend(X32_NUMBERS);
-        let as_x32: Vec<_> = numbers.iter().map(|number| number | X32).collect();
-        numbers.extend(as_x32);
-    }
-    numbers
-}
-
-#[cfg(test)]
+// The tests expect both restrictions.
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests;

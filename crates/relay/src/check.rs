@@ -387,14 +387,17 @@ fn bytes_in(directory: &Path, depth: usize) -> u64 {
     bytes.sum()
 }
 
-/// Returns a problem if the config requires a restriction that this kernel does not have.
+/// Returns a problem if the config asks for a restriction that this machine does not have.
 pub fn kernel(checked: &Checked) -> Option<Problem> {
-    let is_required = checked.config.as_ref()?.restrict == Restrict::Required;
-    let lacking = is_required.then(restrict::lacking).flatten()?;
-    let message = format!(
-        "is \"required\", but this machine has no {lacking}, allowed here: \"best_effort\", \"off\""
-    );
-    Some(checked.problem("process.restrict", message, Severity::Error))
+    let setting = checked.config.as_ref()?.restrict;
+    let (severity, then) = match setting {
+        Restrict::Off => return None,
+        Restrict::Required => (Severity::Error, "allowed here: \"best_effort\", \"off\""),
+        Restrict::BestEffort => (Severity::Warning, "a relay runs here without it"),
+    };
+    let (setting, lacking) = (setting.name(), restrict::lacking()?);
+    let message = format!("is \"{setting}\", but this machine has no {lacking}, {then}");
+    Some(checked.problem("process.restrict", message, severity))
 }
 
 /// Returns a problem for each file and directory of the config that this process can no longer use,

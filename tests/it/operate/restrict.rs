@@ -315,8 +315,8 @@ mod peers {
             let relay = Relay::with(&format!("{}{output}", base("best_effort")))
                 .launcher(&launcher)
                 .start();
-            let told = "the sandbox of the relay is incomplete: the kernel or the container \
-                        runtime does not allow all of process.restrict";
+            let told = "the sandbox of the relay is incomplete: the kernel, the container \
+                        runtime or the architecture does not allow all of process.restrict";
             let told = relay.wait_for_log(told, PATIENCE);
             assert!(told["missing"].as_str().unwrap().contains(missing), "{told}");
             let status = shown(&relay);
@@ -359,6 +359,9 @@ mod peers {
         for (restrict, more) in fine {
             let (code, said) = check(restrict, more);
             assert_eq!(code, Some(0), "{restrict}: {said}");
+            let warns =
+                said.contains("process.restrict: is \"best_effort\", but this machine has no");
+            assert_eq!(warns, restrict == "best_effort", "{restrict}: {said}");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::{fs, thread};
 
 use tempfile::TempDir;
 
+use super::calls::{FORBIDDEN, FORBIDDEN_ON_X86_64, NAMESPACES, X32, XATTRAT, forbidden};
 use super::*;
 
 /// The user of the relay in its image. The tests run as root, who may become this user.
@@ -193,9 +194,8 @@ fn call(number: libc::c_long) -> io::Error {
 #[allow(unsafe_code, reason = "no safe crate makes calls that are to be refused")]
 fn clone_with(flag: u64) -> io::Error {
     let flags = flag | 0x800;
-    let (first, second) = if CLONE_FLAGS == 0 { (flags, 0) } else { (0, flags) };
     // SAFETY: the kernel refuses these flags before it makes a process.
-    let result = unsafe { libc::syscall(libc::SYS_clone, first, second, 0, 0, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     assert_eq!(result, -1, "{flag:x}");
     io::Error::last_os_error()
 }
