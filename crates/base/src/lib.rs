@@ -4,6 +4,8 @@
 
 pub mod disk;
 pub mod fate;
+#[cfg(test)]
+mod known_answers;
 pub mod lock;
 pub mod named_file;
 pub mod position;
