@@ -14,6 +14,7 @@
 # The same sources, toolchain and FEATURES give the same bytes in any directory: the paths of the
 # sources, of cargo's registry and of DIRECTORY are replaced in the programs. The variable
 # KUBE_AUDIT_FORWARDER_REVISION, if it is set, is compiled in, and `--version` prints it.
+# deploy/cross.sh sets CARGO_BUILD_TARGET, OBJCOPY and OPENSSL_LIB_DIR.
 set -eu
 usage() { echo "usage: deploy/static-binary.sh FEATURES DIRECTORY [hot-path]" >&2; exit 2; }
 case $# in
@@ -36,7 +37,7 @@ for name in $(env | sed -n 's/^\(CARGO_PROFILE_[A-Z0-9_]*\)=.*/\1/p'); do unset 
 # A profile of a running relay has the names of its functions and their lines. Both are moved out of
 # the program below, into a file beside it.
 export CARGO_PROFILE_RELEASE_DEBUG=line-tables-only
-host=$(rustc -vV | sed -n 's/^host: //p')
+machine=${CARGO_BUILD_TARGET:-$(rustc -vV | sed -n 's/^host: //p')}
 # The target is named although it is this machine's own. Otherwise build scripts and macros would be
 # linked statically like the program.
 # Relocations are packed: half a megabyte of them becomes some kilobytes.
@@ -58,20 +59,21 @@ export RUSTFLAGS CFLAGS CXXFLAGS SOURCE_DATE_EPOCH
 case $features in
 *kafka*)
   OPENSSL_STATIC=1
-  OPENSSL_LIB_DIR=$(dirname "$(cc -print-file-name=libssl.a)")
+  OPENSSL_LIB_DIR=${OPENSSL_LIB_DIR:-$(dirname "$(cc -print-file-name=libssl.a)")}
   OPENSSL_INCLUDE_DIR=/usr/include
   export OPENSSL_STATIC OPENSSL_LIB_DIR OPENSSL_INCLUDE_DIR
   ;;
 esac
-set -- --release --locked --target "$host" --target-dir "$directory"
+set -- --release --locked --target "$machine" --target-dir "$directory"
 for program in $programs; do set -- "$@" --package "$program"; done
 for feature in $features; do set -- "$@" --features "kube-audit-forwarder/$feature"; done
 cargo build "$@"
 mkdir -p "$directory/static"
-for program in $programs; do cp "$directory/$host/release/$program" "$directory/static/"; done
+for program in $programs; do cp "$directory/$machine/release/$program" "$directory/static/"; done
 cd "$directory/static"
-objcopy --only-keep-debug kube-audit-forwarder kube-audit-forwarder.debug
-"$source/deploy/dependencies.py" "$features" "$host" >dependencies
-objcopy --strip-all --add-gnu-debuglink=kube-audit-forwarder.debug \
+objcopy=${OBJCOPY:-objcopy}
+"$objcopy" --only-keep-debug kube-audit-forwarder kube-audit-forwarder.debug
+"$source/deploy/dependencies.py" "$features" "$machine" >dependencies
+"$objcopy" --strip-all --add-gnu-debuglink=kube-audit-forwarder.debug \
   --add-section .dep-v0=dependencies kube-audit-forwarder
 rm dependencies
