@@ -8,9 +8,10 @@
 #       is built already
 #   deploy/deb.sh PROGRAM PACKAGE VERSION ARCHITECTURE EPOCH FILE
 #
-# PROGRAM is run for its man pages. PACKAGE is the name of the package: kube-audit-forwarder, or
-# kube-audit-forwarder-kafka, of which a machine has one at most. EPOCH is the time of the files, in
-# seconds since 1970.
+# PROGRAM prints the man pages and completions. A program of another architecture does not run here:
+# the variable PRINTS names one of the same version that does. PACKAGE is the name of the package:
+# kube-audit-forwarder, or kube-audit-forwarder-kafka, of which a machine has one at most. EPOCH is
+# the time of the files, in seconds since 1970.
 set -euo pipefail
 if [ "$#" -eq 0 ]; then
   [ -z "${PROGRAM:-}" ] || PROGRAM=$(realpath "$PROGRAM")
@@ -24,7 +25,7 @@ if [ "$#" -eq 0 ]; then
   exit
 fi
 [ "$#" -eq 6 ] || { echo "usage: deploy/deb.sh [PROGRAM PACKAGE VERSION ARCHITECTURE EPOCH FILE]" >&2; exit 2; }
-program=$(realpath "$1") package=$2 version=$3 arch=$4 epoch=$5 file=$(realpath "$6")
+program=$(realpath "$1") prints=$(realpath "${PRINTS:-$1}") package=$2 version=$3 arch=$4 epoch=$5 file=$(realpath "$6")
 cd "$(dirname "$(realpath "$0")")/.."
 umask 022
 export LC_ALL=C TZ=UTC SOURCE_DATE_EPOCH=$epoch
@@ -40,14 +41,14 @@ add() { install -D -m "$1" "$2" "$root/$3"; }
 add 755 "$program" "usr/bin/$NAME"
 add 644 "deploy/debian/$NAME.service" "lib/systemd/system/$NAME.service"
 add 644 deploy/debian/relay.toml "etc/$NAME/relay.toml"
-"$program" man "$work/man"
+"$prints" man "$work/man"
 # The subcommand help has pages too, which say nothing.
 rm -f "$work"/man/*-help.1 "$work"/man/*-help-*.1
 for page in "$work"/man/*; do
   gzip -9n "$page"
   add 644 "$page.gz" "usr/share/man/man1/${page##*/}.gz"
 done
-for shell in bash zsh fish; do "$program" completions "$shell" >"$work/$shell"; done
+for shell in bash zsh fish; do "$prints" completions "$shell" >"$work/$shell"; done
 add 644 "$work/bash" "usr/share/bash-completion/completions/$NAME"
 add 644 "$work/zsh" "usr/share/zsh/vendor-completions/_$NAME"
 add 644 "$work/fish" "usr/share/fish/vendor_completions.d/$NAME.fish"

@@ -14,8 +14,10 @@
 #
 #   ENGINE    the first of podman, docker and buildah that is installed
 #   FEATURES  none; kafka for outputs and sources of the type "kafka"
-#   PROGRAM   a static program that is built already (deploy/static-binary.sh). Without it, the
-#             program is built in a container, which takes 15 minutes and the network.
+#   PROGRAM   a static program that is built already (deploy/static-binary.sh, deploy/cross.sh). The
+#             default is to build it in a container, which takes 15 minutes and the network
+#   ARCH      the architecture of PROGRAM, if it is not that of this machine: amd64, arm64, s390x or
+#             ppc64le
 set -eu
 say() { printf '%s\n' "image.sh: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -51,6 +53,7 @@ esac
 # Podman and buildah know two forms of images, of which only Docker's has a healthcheck.
 set -- build --file deploy/Containerfile --tag "$image"
 case ${engine##*/} in docker) ;; *) set -- "$@" --format docker ;; esac
+[ -z "${ARCH:-}" ] || set -- "$@" --platform "linux/$ARCH"
 if [ -n "${PROGRAM:-}" ]; then
   deploy/image-root.sh "$PROGRAM" target/image
   set -- "$@" --build-arg BINARY=prebuilt

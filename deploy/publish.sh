@@ -12,8 +12,9 @@ usage: deploy/publish.sh DIRECTORY PUBLIC_KEY REGISTRY [--plain-http]
   REGISTRY      where the images and the chart go, such as ghcr.io/my-organisation
   --plain-http  the registry has no TLS
 
-The caller is logged in to the registry (skopeo login, helm registry login). Each image gets two
-tags: the version and the commit. A tag that is there already is not moved to another image.
+The caller is logged in to the registry (skopeo login, helm registry login). Each image, with those
+of all architectures, gets two tags: the version and the commit. A tag that is there already is not
+moved to another image.
 END
 }
 
@@ -48,7 +49,7 @@ push() {
     "") ;;
     *) fail "$registry/$name:$tag is another image ($there); a tag is never moved" ;;
     esac
-    skopeo copy --quiet --preserve-digests "${plain[@]/#--tls/--dest-tls}" \
+    skopeo copy --all --quiet --preserve-digests "${plain[@]/#--tls/--dest-tls}" \
       "oci-archive:$directory/$file" "docker://$registry/$name:$tag"
     there=$(digest "$registry/$name:$tag")
     [ "$there" = "${expected#*@}" ] || fail "$registry/$name:$tag has the digest $there, not ${expected#*@}"
@@ -57,7 +58,7 @@ push() {
 }
 
 while read -r file expected; do
-  push "$file" "$expected" "${file%-"$version"-linux-*}"
+  push "$file" "$expected" "${file%-"$version".oci.tar}"
 done <"$directory/IMAGES"
 "$helm" push "${chart_options[@]}" "$directory/kube-audit-forwarder-$version.tgz" "oci://$registry/charts" >&2
 say "published: $registry"

@@ -38,9 +38,9 @@ notes=$(awk -v head="## $version" 'index($0, "## ") == 1 { on = index($0, head) 
 printf '%s\n' "$notes" >target/notes.md
 
 # What Debian's image with Rust has not.
-if [ -z "$(command -v buildah || true)" ]; then
+if ! { command -v buildah && command -v debootstrap; } >/dev/null; then
   apt-get update -q
-  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends buildah ca-certificates
+  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends buildah ca-certificates debootstrap
 fi
 
 deploy/release.sh "$version" --key "$key" --output target/release-of-tag "$@"

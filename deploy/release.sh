@@ -3,6 +3,9 @@
 # chart, SBOMs, provenance, checksums and their signature. docs/operating/releases.md describes each
 # file, and how to verify it. The same commit gives the same bytes on machines with the same
 # packages, which BUILDINFO lists.
+#
+# The names of architectures are those of OCI. deploy/static-binary.sh builds the programs of this
+# machine's own, and deploy/cross.sh those of the others, which takes root.
 set -euo pipefail
 
 usage() {
@@ -14,7 +17,9 @@ usage: deploy/release.sh VERSION [OPTION...]
   --key FILE        signs with this private key (PEM): Ed25519 or ECDSA P-256; without it the
                     release is not signed
   --flavour NAME    makes one flavour only: "default" or "kafka"
-  --programs DIR    for tests of this script: packages DIR/default or DIR/kafka, each with the files
+  --arch ARCH       beside this machine's own architecture, makes this one only: amd64, arm64, s390x
+                    or ppc64le. It may be given again; the default is all four
+  --programs DIR    for tests of this script: packages DIR/FLAVOUR/ARCH, each with the files
                     kube-audit-forwarder and kube-audit-forwarder.debug, instead of building them.
                     The working tree may then have changes
 END
@@ -26,16 +31,19 @@ fail() { echo "release.sh: $*" >&2; exit 1; }
 NAME=kube-audit-forwarder
 
 version="" output="" key="" programs=""
-flavours=(default kafka)
+flavours=(default kafka) chosen=()
 while [ "$#" -gt 0 ]; do
   case $1 in
   -h | --help) usage; exit ;;
-  --output | --key | --flavour | --programs)
+  --output | --key | --flavour | --arch | --programs)
     [ "$#" -gt 1 ] || { usage >&2; exit 2; }
     case $1 in
     --output) output=$2 ;;
     --key) key=$(realpath "$2") ;;
     --programs) programs=$(realpath "$2") ;;
+    --arch)
+      case $2 in amd64 | arm64 | s390x | ppc64le) chosen+=("$2") ;; *) usage >&2; exit 2 ;; esac
+      ;;
     --flavour)
       case $2 in default | kafka) flavours=("$2") ;; *) usage >&2; exit 2 ;; esac
       ;;
@@ -82,12 +90,27 @@ if [ $((epoch - locked)) -gt $((45 * 86400)) ]; then
   say "note: Cargo.lock is of $(date -u -d "@$locked" +%F); CONTRIBUTING.md asks for updates first"
 fi
 
-target=$(rustc -vV | sed -n 's/^host: //p')
-case $target in
-x86_64-*) arch=amd64 ;;
-aarch64-*) arch=arm64 ;;
-*) fail "no name is known for the architecture of $target" ;;
-esac
+# The names of the architecture $1 in Rust's targets, and in Debian.
+target_of() {
+  case $1 in
+  amd64) echo x86_64-unknown-linux-gnu ;;
+  arm64) echo aarch64-unknown-linux-gnu ;;
+  ppc64le) echo powerpc64le-unknown-linux-gnu ;;
+  *) echo "$1-unknown-linux-gnu" ;;
+  esac
+}
+debian_of() { case $1 in ppc64le) echo ppc64el ;; *) echo "$1" ;; esac; }
+
+host=$(rustc -vV | sed -n 's/^host: //p')
+own=""
+for arch in amd64 arm64; do [ "$(target_of "$arch")" != "$host" ] || own=$arch; done
+[ -n "$own" ] || fail "a release is made on amd64 or arm64, not on $host"
+# This machine's own is the first: its program runs here, and prints the man pages of all.
+archs=("$own")
+[ "${#chosen[@]}" -gt 0 ] || chosen=(amd64 arm64 s390x ppc64le)
+for arch in amd64 arm64 s390x ppc64le; do
+  case "$arch ${chosen[*]} " in "$own "*) ;; *" $arch "*) archs+=("$arch") ;; esac
+done
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -107,12 +130,17 @@ archive() {
   esac
 }
 
-# The libraries of the machine that are linked into the programs, besides crates.
+# The libraries of Debian that are linked into a program, besides crates.
 linked() {
-  local package packages=(libc6-dev)
-  [ "$1" != kafka ] || packages+=(libssl-dev)
+  local flavour=$1 arch=$2 package packages=(libc6-dev) debian
+  debian=$(debian_of "$arch")
+  [ "$flavour" != kafka ] || packages+=(libssl-dev)
   for package in "${packages[@]}"; do
-    dpkg-query -W -f "\${Package}=\${Version}\n" "$package"
+    if [ "$arch" = "$own" ] || [ -n "$programs" ]; then
+      dpkg-query -W -f "\${Package}=\${Version}\n" "$package"
+    else
+      grep -E "^$package(-$debian-cross:all|:$debian)=" <<<"$root" || fail "deploy/cross.sh has no $package for $arch"
+    fi
   done
 }
 
@@ -122,59 +150,79 @@ name_of() {
 }
 
 program() {
-  local flavour=$1 features=$2 found said
-  found=$work/$flavour
-  mkdir "$found"
+  local flavour=$1 features=$2 arch=$3 found=$work/$1/$3 built=target/release-$1 said folder
+  mkdir -p "$found"
   if [ -n "$programs" ]; then
-    cp "$programs/$flavour/$NAME" "$programs/$flavour/$NAME.debug" "$found/"
+    cp "$programs/$flavour/$arch/$NAME" "$programs/$flavour/$arch/$NAME.debug" "$found/"
   else
-    # One directory for each flavour, so that a second run builds nothing again.
-    say "building the flavour $flavour"
-    deploy/static-binary.sh "$features" "target/release-$flavour" >&2
-    cp "target/release-$flavour/static/$NAME" "target/release-$flavour/static/$NAME.debug" "$found/"
+    # One directory for each program, so that a second run builds nothing again.
+    say "building the flavour $flavour for $arch"
+    if [ "$arch" = "$own" ]; then
+      deploy/static-binary.sh "$features" "$built" >&2
+    else
+      built+=-$arch
+      deploy/cross.sh "$arch" "$features" "$built" >&2
+    fi
+    cp "$built/static/$NAME" "$built/static/$NAME.debug" "$found/"
+    # A program of another architecture does not run here. It has the commit as a text.
+    grep -qaF "$revision" "$found/$NAME" || fail "the program for $arch does not have the commit $revision"
+  fi
+  if [ "$arch" = "$own" ] && [ -z "$programs" ]; then
     said=$("$found/$NAME" --version)
     for expected in "$NAME $version" "revision: $revision" "features: ${features:-none}"; do
       grep -qxF "$expected" <<<"$said" || fail "the program does not say \"$expected\": $said"
     done
   fi
-  local folder
   folder=$(name_of "$flavour")-$version
-  mkdir -p "$work/tar-$flavour/$folder" "$work/debug-$flavour"
-  install -m 755 "$found/$NAME" "$work/tar-$flavour/$folder/"
-  install -m 644 LICENSE CHANGELOG.md "$work/tar-$flavour/$folder/"
-  mkdir -m 755 "$work/tar-$flavour/$folder/config"
-  install -m 644 config/*.toml "$work/tar-$flavour/$folder/config/"
-  archive "$new/$folder-linux-$arch.tar.gz" "$work/tar-$flavour"
-  deploy/deb.sh "$found/$NAME" "$(name_of "$flavour")" "$version" "$arch" "$epoch" \
-    "$new/$(name_of "$flavour")_${version}_$arch.deb"
-  install -m 644 "$found/$NAME.debug" "$work/debug-$flavour/"
-  archive "$new/$folder-linux-$arch-debug.tar.gz" "$work/debug-$flavour"
+  mkdir -p "$found.tar/$folder" "$found.debug"
+  install -m 755 "$found/$NAME" "$found.tar/$folder/"
+  install -m 644 LICENSE CHANGELOG.md "$found.tar/$folder/"
+  mkdir -m 755 "$found.tar/$folder/config"
+  install -m 644 config/*.toml "$found.tar/$folder/config/"
+  archive "$new/$folder-linux-$arch.tar.gz" "$found.tar"
+  PRINTS=$work/$flavour/$own/$NAME deploy/deb.sh "$found/$NAME" "$(name_of "$flavour")" "$version" \
+    "$(debian_of "$arch")" "$epoch" "$new/$(name_of "$flavour")_${version}_$(debian_of "$arch").deb"
+  install -m 644 "$found/$NAME.debug" "$found.debug/"
+  archive "$new/$folder-linux-$arch-debug.tar.gz" "$found.debug"
 }
 
-# The image, from the same Containerfile and the same files as `podman build` from a clone. IMAGES
-# gets its tag and digest in the form that IBM Cloud's Terraform module kube-audit takes.
+# The image of one architecture, from the same Containerfile and the same files as `podman build`
+# from a clone, as an entry of the flavour's index. Nothing of it runs.
 image() {
-  local flavour=$1 folder context=$work/context-$1 about store
-  folder=$(name_of "$flavour")-$version
+  local flavour=$1 arch=$2 context=$work/$1/$2.context about=() label
   mkdir -p "$context/deploy"
   cp deploy/Containerfile "$context/deploy/"
-  deploy/image-root.sh "$work/$flavour/$NAME" "$context/target/image"
-  store=(buildah --storage-driver vfs --root "$work/store-$flavour" --runroot "$work/run-$flavour")
-  about=()
+  deploy/image-root.sh "$work/$flavour/$arch/$NAME" "$context/target/image"
   for label in "version=$version" "revision=$revision" "source=$SOURCE_URL" "url=$SOURCE_URL" \
     "documentation=$SOURCE_URL/blob/main/docs/SUMMARY.md" "vendor=$NAME" \
     "created=$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)" "title=$(name_of "$flavour")"; do
     about+=(--label "org.opencontainers.image.$label" --annotation "org.opencontainers.image.$label")
   done
-  about+=(--annotation "org.opencontainers.image.licenses=Apache-2.0")
-  "${store[@]}" bud --isolation chroot --format oci --quiet --build-arg BINARY=prebuilt \
+  about+=(--annotation "org.opencontainers.image.licenses=Apache-2.0" --arch "$arch")
+  [ "$arch" != arm64 ] || about+=(--variant v8)
+  buildah_of "$flavour" bud --isolation chroot --format oci --quiet --build-arg BINARY=prebuilt \
     --timestamp "$epoch" --identity-label=false "${about[@]}" \
-    --file "$context/deploy/Containerfile" --tag "$folder" "$context" >/dev/null \
-    2>"$work/bud.log" || { cat "$work/bud.log" >&2; fail "the image can't be built"; }
-  "${store[@]}" push --quiet --digestfile "$work/digest" "$folder" "oci:$work/oci-$flavour:$version" \
-    2>"$work/push.log" || { cat "$work/push.log" >&2; fail "the image can't be written"; }
-  echo "$folder-linux-$arch.oci.tar $revision@$(cat "$work/digest")" >>"$new/IMAGES"
-  archive "$new/$folder-linux-$arch.oci.tar" "$work/oci-$flavour"
+    --file "$context/deploy/Containerfile" --manifest "$flavour" "$context"
+}
+
+# Runs buildah with the images of the flavour $1. Says what it printed if it fails.
+buildah_of() {
+  local flavour=$1
+  shift
+  buildah --storage-driver vfs --root "$work/store-$flavour" --runroot "$work/run-$flavour" "$@" \
+    >"$work/buildah.log" 2>&1 || { cat "$work/buildah.log" >&2; fail "buildah $1 does not work"; }
+}
+
+# Writes a flavour's images with their index, from which a node takes that of its architecture.
+# IMAGES gets the tag and the index's digest in the form that the Terraform module kube-audit of IBM
+# Cloud takes.
+index() {
+  local flavour=$1 file
+  file=$(name_of "$flavour")-$version.oci.tar
+  buildah_of "$flavour" manifest push --all --quiet --digestfile "$work/digest" "$flavour" \
+    "oci:$work/oci-$flavour:$version"
+  echo "$file $revision@$(cat "$work/digest")" >>"$new/IMAGES"
+  archive "$new/$file" "$work/oci-$flavour"
 }
 
 # The Helm chart, as `helm package --version VERSION --app-version VERSION` makes it: the tracked
@@ -198,7 +246,7 @@ buildinfo() {
   echo "version: $version"
   echo "revision: $revision"
   echo "time: $(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)"
-  rustc -vV | sed 's/^/rustc: /'
+  echo "rustc: $(rustc -vV | paste -sd ';')"
   cc --version | sed -n '1s/^/cc: /p'
   buildah --version | sed 's/^/buildah: /'
   # zlib compresses the list of crates in the programs.
@@ -207,6 +255,7 @@ buildinfo() {
   for package in binutils ca-certificates dpkg g++ gzip libc6-dev libssl-dev make pkgconf tar; do
     dpkg-query -W -f "\${Package}: \${Version}\n" "$package"
   done
+  [ -z "$root" ] || printf '%s\n' "$root" | sed 's/^\(.*\)=/cross \1: /'
 }
 
 # Signs the file $1 as $1.sig: one line of base64, as `cosign verify-blob --key` takes it.
@@ -229,17 +278,25 @@ sign() {
   echo >>"$file.sig"
 }
 
+# The packages of the root in which the programs of other architectures are built.
+root=""
+[ -n "$programs" ] || [ "${#archs[@]}" = 1 ] || root=$(deploy/cross.sh --packages)
+ca=$(dpkg-query -W -f "\${Version}" ca-certificates)
 for flavour in "${flavours[@]}"; do
   features=$flavour
   [ "$flavour" != default ] || features=""
-  program "$flavour" "$features"
-  say "the image and the SBOM of the flavour $flavour"
-  image "$flavour"
-  mapfile -t libraries < <(linked "$flavour")
-  ca=$(dpkg-query -W -f "\${Version}" ca-certificates)
-  deploy/sbom.py "$features" "$target" "$revision" "$epoch" \
-    "$work/context-$flavour/target/image/root" "$ca" "${libraries[@]}" \
-    >"$new/$(name_of "$flavour")-$version-linux-$arch.cdx.json"
+  for arch in "${archs[@]}"; do
+    case $flavour:$arch in kafka:s390x | kafka:ppc64le) continue ;; esac
+    program "$flavour" "$features" "$arch"
+    say "the image and the SBOM of the flavour $flavour for $arch"
+    image "$flavour" "$arch"
+    libraries=$(linked "$flavour" "$arch")
+    # shellcheck disable=SC2086 # the words are the packages
+    deploy/sbom.py "$features" "$(target_of "$arch")" "$revision" "$epoch" \
+      "$work/$flavour/$arch.context/target/image/root" "$ca" $libraries \
+      >"$new/$(name_of "$flavour")-$version-linux-$arch.cdx.json"
+  done
+  index "$flavour"
 done
 chart
 buildinfo >"$new/BUILDINFO"

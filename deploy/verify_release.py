@@ -9,10 +9,12 @@ not from beside the files: docs/operating/releases.md. It needs Python 3.9 and O
 
 1. The signature of SHA256SUMS is of that key.
 2. SHA256SUMS names all files of the directory and no other, and each has its checksum.
-3. Of each program, the SBOM names the crates that the program itself records, and no other.
-4. Of each image, the SBOM names all files and no other, and each has its checksum. The program is
-   the one in the archive, and so is that of the package for Debian.
-5. IMAGES has the commit and the digest of each image.
+3. Each program is of the architecture in the name of its file, and its SBOM names the crates that
+   the program itself records, and no other.
+4. Each file of images has one for each architecture that has a program, and no other. Of each image,
+   the SBOM names all files and no other, and each has its checksum. The program is the one in the
+   archive, and so is that of the package for Debian.
+5. IMAGES has the commit and the digest of each file of images.
 6. PROVENANCE.json has the commit, and the checksum of each other file.
 
 It prints a line for each of these and ends with status 0. At the first fault it says what is wrong
@@ -36,6 +38,9 @@ import zlib
 from pathlib import Path
 
 NAME = "kube-audit-forwarder"
+# The numbers of the architectures in ELF, and the name that Debian gives one of them.
+MACHINES = {"amd64": 62, "arm64": 183, "s390x": 22, "ppc64le": 21}
+DEBIAN = {"ppc64le": "ppc64el"}
 
 
 class Fault(Exception):
@@ -93,12 +98,19 @@ def check_files(directory, sums):
     return set(wanted)
 
 
+def order_of(program):
+    """Returns the byte order of a program (ELF, 64 bits): that of IBM Z has the highest byte first."""
+    order = {b"\x7fELF\x02\x01": "<", b"\x7fELF\x02\x02": ">"}.get(program[:6])
+    check(order, "the program is not a program for Linux")
+    return order
+
+
 def recorded(program):
-    """Returns the packages in the section .dep-v0 of a program (ELF, 64 bits, little endian)."""
-    check(program[:6] == b"\x7fELF\x02\x01", "the program is not a program for Linux")
-    (table,) = struct.unpack_from("<Q", program, 0x28)
-    size, count, names = struct.unpack_from("<HHH", program, 0x3A)
-    headers = [struct.unpack_from("<IIQQQQ", program, table + index * size) for index in range(count)]
+    """Returns the packages in the section .dep-v0 of a program."""
+    order = order_of(program)
+    (table,) = struct.unpack_from(f"{order}Q", program, 0x28)
+    size, count, names = struct.unpack_from(f"{order}HHH", program, 0x3A)
+    headers = [struct.unpack_from(f"{order}IIQQQQ", program, table + index * size) for index in range(count)]
     for name, _, _, _, offset, length in headers:
         start = headers[names][4] + name
         if program[start : start + 8] == b".dep-v0\0":
@@ -127,9 +139,9 @@ def program_of_package(package):
     raise Fault("the package has no data.tar.gz")
 
 
-def image_of(archive):
-    """Returns the checksum of each file of an image, by its path."""
-    with tarfile.open(fileobj=io.BytesIO(archive)) as layout:
+def images_of(archive):
+    """Returns the images of an archive by architecture: the checksum of each file, by its path."""
+    with tarfile.open(archive) as layout:
 
         def blob(descriptor):
             kind, digest = descriptor["digest"].split(":")
@@ -137,10 +149,21 @@ def image_of(archive):
             check((kind, sha256(data)) == ("sha256", digest), f"the blob {digest} of the image has another checksum")
             return data
 
-        (entry,) = json.load(layout.extractfile("index.json"))["manifests"]
-        (layer,) = json.loads(blob(entry))["layers"]
-        root = gzip.decompress(blob(layer))
-    with tarfile.open(fileobj=io.BytesIO(root)) as files:
+        images = {}
+        (index,) = json.load(layout.extractfile("index.json"))["manifests"]
+        for entry in json.loads(blob(index))["manifests"]:
+            manifest = json.loads(blob(entry))
+            arch = json.loads(blob(manifest["config"]))["architecture"]
+            named = entry["platform"]["architecture"]
+            check(arch == named and arch not in images, f"{archive.name}: the image for {named} is for {arch}")
+            (layer,) = manifest["layers"]
+            images[arch] = files_of(gzip.decompress(blob(layer)))
+        return images
+
+
+def files_of(layer):
+    """Returns the checksum of each file of an image, by its path."""
+    with tarfile.open(fileobj=io.BytesIO(layer)) as files:
         found = {}
         for member in files.getmembers():
             check(member.isfile() or member.isdir(), f"{member.name} of the image is neither file nor directory")
@@ -156,7 +179,7 @@ def revision_of(directory):
 
 
 def check_images(directory, names):
-    """Checks that IMAGES has the tag, which is the commit, and the digest of each image."""
+    """Checks that IMAGES has the tag, which is the commit, and the digest of each index of images."""
     if "IMAGES" not in names:
         return "an earlier release, without the file IMAGES"
     revision = revision_of(directory)
@@ -167,7 +190,7 @@ def check_images(directory, names):
         wanted.append(f"{name} {revision}@{entry['digest']}")
     found = (directory / "IMAGES").read_text().splitlines()
     check(found == wanted, f"IMAGES and the images differ in {sorted(set(found) ^ set(wanted)) or 'their order'}")
-    return f"IMAGES has the tags and digests of {len(wanted)} images"
+    return f"IMAGES has the tags and digests of {len(wanted)} indices of images"
 
 
 def check_provenance(directory, names, sums):
@@ -187,13 +210,14 @@ def check_provenance(directory, names, sums):
     return f"PROVENANCE.json says that the {len(found)} other files were made of the commit {revision}"
 
 
-def check_flavour(directory, stem, names):
-    """Checks one program, its image and its SBOM, and returns how many crates and files they have."""
-    for suffix in (".cdx.json", ".oci.tar"):
-        check(stem + suffix in names, f"{stem}{suffix} is missing")
-    read = lambda suffix: (directory / (stem + suffix)).read_bytes()  # noqa: E731
-    bom = json.loads(read(".cdx.json"))
-    program = program_of(read(".tar.gz"))
+def check_program(directory, flavour, arch, image, names):
+    """Checks one program, its SBOM and its image, and returns how many crates and files they have."""
+    stem = f"{flavour}-linux-{arch}"
+    check(f"{stem}.cdx.json" in names, f"{stem}.cdx.json is missing")
+    bom = json.loads((directory / f"{stem}.cdx.json").read_text())
+    program = program_of((directory / f"{stem}.tar.gz").read_bytes())
+    (machine,) = struct.unpack_from(f"{order_of(program)}H", program, 0x12)
+    check(MACHINES.get(arch) == machine, f"{stem}: the program is for the machine {machine} of ELF")
     about = bom["metadata"]["component"]
     crates = {(it["name"], it["version"]) for it in bom["components"] if it["type"] == "library"}
     # The other crates of the repository are the program itself, and not in the SBOM.
@@ -203,15 +227,31 @@ def check_flavour(directory, stem, names):
     roots = [(it["name"], it["version"]) for it in packages if it.get("root")]
     check(roots == [(about["name"], about["version"])], f"{stem}: the program is {roots}, not that of the SBOM")
     files = {it["name"]: it["hashes"][0]["content"] for it in bom["components"] if it["type"] == "file"}
-    image = image_of(read(".oci.tar"))
     different = sorted(name for name in files.keys() | image.keys() if files.get(name) != image.get(name))
     check(not different, f"{stem}: SBOM and image differ in {', '.join(different)}")
     check(image.get(f"/usr/bin/{NAME}") == sha256(program), f"{stem}: the image has another program")
-    package = re.sub(r"-([0-9][^-]*)-linux-", r"_\1_", stem) + ".deb"
+    package = re.sub(r"-([0-9][^-]*)$", r"_\1_", flavour) + DEBIAN.get(arch, arch) + ".deb"
     if package in names:
         inside = program_of_package((directory / package).read_bytes())
         check(inside == program, f"{package}: the package has another program than the archive")
     return len(crates), len(files)
+
+
+def check_programs(directory, names):
+    """Checks the programs of each flavour, and the images with them. Prints a line for each."""
+    found = {}
+    for name in sorted(names):
+        if match := re.fullmatch(r"(.+)-linux-([a-z0-9]+)\.tar\.gz", name):
+            found.setdefault(match[1], []).append(match[2])
+    check(found, "the release has no program")
+    for flavour, archs in found.items():
+        check(f"{flavour}.oci.tar" in names, f"{flavour}.oci.tar is missing")
+        images = images_of(directory / f"{flavour}.oci.tar")
+        check(sorted(images) == archs, f"{flavour}: programs for {archs}, and images for {sorted(images)}")
+        for arch in archs:
+            crates, files = check_program(directory, flavour, arch, images[arch], names)
+            print(f"ok: {flavour} for {arch}: the SBOM has the {crates} crates of the program "
+                  f"and the {files} files of the image")
 
 
 def verify(key, directory):
@@ -223,12 +263,7 @@ def verify(key, directory):
     print(f"ok: SHA256SUMS is signed by {key}")
     names = check_files(directory, sums)
     print(f"ok: all {len(names)} files are there, are those that were signed, and no other is")
-    archives = sorted(name for name in names if re.search(r"-linux-[a-z0-9]+\.tar\.gz$", name))
-    check(archives, "the release has no program")
-    for name in archives:
-        stem = name[: -len(".tar.gz")]
-        crates, files = check_flavour(directory, stem, names)
-        print(f"ok: {stem}: the SBOM has the {crates} crates of the program and the {files} files of the image")
+    check_programs(directory, names)
     print(f"ok: {check_images(directory, names)}")
     print(f"ok: {check_provenance(directory, names, sums)}")
 

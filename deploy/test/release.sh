@@ -5,7 +5,9 @@
 #       Packages the files kube-audit-forwarder and kube-audit-forwarder.debug of DIRECTORY, twice,
 #       in different surroundings. Verifies both releases as docs/operating/releases.md tells it,
 #       and runs the released image. PYTHON has the packages of tests/peers/requirements.txt,
-#       HELM is the command helm. It takes root, as buildah does.
+#       HELM is the command helm. It takes root, as buildah does. The programs of the other
+#       architectures are those below target/cross that `./test cross` has built since Cargo.lock
+#       changed. Without them, this machine's own is packaged in their place, with their headers.
 #   deploy/test/release.sh rebuild FLAVOUR DIRECTORY
 #       Builds the flavour (default or kafka) in a clone elsewhere, in different surroundings.
 #       Expects the bytes of the two files in DIRECTORY, which deploy/static-binary.sh made here.
@@ -60,6 +62,61 @@ unverified() {
   grep "^NOT VERIFIED: " <<<"$said" | grep -qF -- "$expected" || fail "\"$expected\" is not in: $said"
 }
 
+# The target of Rust for the architecture $1.
+target_of() {
+  case $1 in
+  amd64) echo x86_64-unknown-linux-gnu ;;
+  arm64) echo aarch64-unknown-linux-gnu ;;
+  s390x) echo s390x-unknown-linux-gnu ;;
+  ppc64le) echo powerpc64le-unknown-linux-gnu ;;
+  esac
+}
+
+# Gives the program $1 of this machine the headers of one for the architecture $2. In those for IBM
+# Z, the highest byte of a number is the first.
+look_like() {
+  python3 - "$@" <<'END'
+import struct, sys
+
+path, arch = sys.argv[1:]
+data = bytearray(open(path, "rb").read())
+data[5], order = (2, ">") if arch == "s390x" else (1, "<")
+head = list(struct.unpack_from("<HHIQQQIHHHHHH", data, 16))
+head[1] = {"amd64": 62, "arm64": 183, "s390x": 22, "ppc64le": 21}[arch]
+struct.pack_into(f"{order}HHIQQQIHHHHHH", data, 16, *head)
+for at in range(head[5], head[5] + 64 * head[11], 64):
+    struct.pack_into(f"{order}IIQQQQIIQQ", data, at, *struct.unpack_from("<IIQQQQIIQQ", data, at))
+open(path, "wb").write(data)
+END
+}
+
+# Makes $work/programs, what the tests package, of this machine's program in the directory $1. Its
+# flavour kafka is the same program here, but records that flavour's crates.
+programs() {
+  local directory=$1 flavour features each place real
+  for flavour in default kafka; do
+    features=${flavour#default}
+    for each in "${archs[@]}"; do
+      case $flavour:$each in kafka:s390x | kafka:ppc64le) continue ;; esac
+      place=$work/programs/$flavour/$each real=target/cross/$each${features:+-$features}/static
+      mkdir -p "$place"
+      if [ "$each" = "$arch" ]; then
+        cp "$directory/$NAME" "$directory/$NAME.debug" "$place/"
+        [ "$flavour" = kafka ] || continue
+      elif [ "$real/$NAME" -nt Cargo.lock ]; then
+        cp "$real/$NAME" "$real/$NAME.debug" "$place/"
+        continue
+      else
+        cp "$directory/$NAME" "$place/"
+        echo "no symbols" >"$place/$NAME.debug"
+      fi
+      deploy/dependencies.py "$features" "$(target_of "$each")" >"$work/crates"
+      objcopy --update-section .dep-v0="$work/crates" "$place/$NAME"
+      look_like "$place/$NAME" "$each"
+    done
+  done
+}
+
 # Makes the checksums of the release in $2 again, and signs them with the Ed25519 key $1.
 sign_again() (
   cd "$2"
@@ -80,12 +137,26 @@ provenance_again() (
 # Verifies the release in $1, of the Ed25519 key $work/ed25519, by the documented command: as it is,
 # and after changes of many kinds.
 verified_by_command() {
-  local release=$1 key=$work/ed25519.pub bad=$work/bad file bom image
+  local release=$1 key=$work/ed25519.pub bad=$work/bad file bom other
   verify "$key" "$release"
   # Makes $bad, a copy of the release that the next lines change. Its files are links.
   copy() { rm -rf "$bad" && cp -rl "$release" "$bad"; }
   # Changes a JSON file of the copy by a filter of jq.
   changed() { jq "$1" "$release/$2" >"$work/changed" && mv -f "$work/changed" "$bad/$2"; }
+  # Changes the index of the images in the file $2 by a filter of jq, makes the file $3 of it, and
+  # signs the copy again.
+  index_changed() {
+    local layout=$work/layout digest
+    rm -rf "$layout" && mkdir "$layout"
+    tar -xf "$release/$2" -C "$layout"
+    digest=$(jq -r '.manifests[0].digest' "$layout/index.json")
+    jq -c "$1" "$layout/blobs/sha256/${digest#*:}" >"$work/changed"
+    sed -i "s/$digest/sha256:$(sha256sum <"$work/changed" | cut -d ' ' -f 1)/" "$layout/index.json" "$bad/IMAGES"
+    mv "$work/changed" "$layout/blobs/sha256/$(sha256sum <"$work/changed" | cut -d ' ' -f 1)"
+    rm "$bad/$3"
+    tar -cf "$bad/$3" -C "$layout" blobs index.json oci-layout
+    sign_again "$work/ed25519.key" "$bad"
+  }
 
   for file in "$release"/*; do
     file=${file##*/}
@@ -128,8 +199,7 @@ verified_by_command() {
   unverified "neither an Ed25519 nor" "$work/rsa.pub" "$release"
   unverified "is not a public key" "$work/ed25519.key" "$release"
   # Whoever made the release signed what does not fit together.
-  bom=$(basename "$release"/$NAME-[0-9]*.cdx.json)
-  image=$(basename "$release"/$NAME-[0-9]*.oci.tar)
+  bom=$NAME-$version-linux-$arch.cdx.json
   copy && changed 'del(.components[0])' "$bom" && sign_again "$work/ed25519.key" "$bad"
   unverified "${bom%.cdx.json}: SBOM and program differ" "$key" "$bad"
   copy && changed '(.components[] | select(.name == "tokio")).version = "0.1.0"' "$bom"
@@ -138,9 +208,20 @@ verified_by_command() {
   copy && changed 'del(.components[] | select(.name == "/etc/passwd"))' "$bom"
   sign_again "$work/ed25519.key" "$bad"
   unverified "${bom%.cdx.json}: SBOM and image differ in /etc/passwd" "$key" "$bad"
-  copy && cp -f --remove-destination "$release"/$NAME-kafka-*.oci.tar "$bad/$image"
-  sign_again "$work/ed25519.key" "$bad"
-  unverified "${bom%.cdx.json}: SBOM and image differ in /usr/bin/$NAME" "$key" "$bad"
+  copy && index_changed '.manifests |= map(select(.platform.architecture | IN("amd64", "arm64")))' \
+    "$NAME-$version.oci.tar" "$NAME-kafka-$version.oci.tar"
+  unverified "$NAME-kafka-$version-linux-amd64: SBOM and image differ in /usr/bin/$NAME" "$key" "$bad"
+  # An architecture has another image, or none, or another program.
+  copy && index_changed 'del(.manifests[-1])' "$NAME-$version.oci.tar" "$NAME-$version.oci.tar"
+  unverified "$NAME-$version: programs for ['amd64', 'arm64', 'ppc64le', 's390x'], and images for [" "$key" "$bad"
+  copy && index_changed '.manifests[0].platform.architecture = "riscv64"' "$NAME-$version.oci.tar" "$NAME-$version.oci.tar"
+  unverified "$NAME-$version.oci.tar: the image for riscv64 is for $arch" "$key" "$bad"
+  for other in "${archs[@]}"; do
+    [ "$other" != "$arch" ] || continue
+    copy && cp -f --remove-destination "$release/$NAME-$version-linux-$arch.tar.gz" "$bad/$NAME-$version-linux-$other.tar.gz"
+    sign_again "$work/ed25519.key" "$bad"
+    unverified "$NAME-$version-linux-$other: the program is for the machine" "$key" "$bad"
+  done
   # IMAGES has another commit. A release of before it has no such file.
   copy && sed 's/ [0-9a-f]*@/ 0123456789012345678901234567890123456789@/' "$release/IMAGES" >"$work/changed"
   mv -f "$work/changed" "$bad/IMAGES" && sign_again "$work/ed25519.key" "$bad"
@@ -148,7 +229,7 @@ verified_by_command() {
   copy && rm "$bad/IMAGES" "$bad/PROVENANCE.json" && sign_again "$work/ed25519.key" "$bad"
   verify "$key" "$bad"
   # The package has another program than the archive.
-  copy && cp -f --remove-destination "$(echo "$release"/$NAME-kafka_*.deb)" "$(echo "$bad"/${NAME}_*.deb)"
+  copy && cp -f --remove-destination "$release/$NAME-kafka_${version}_$arch.deb" "$bad/${NAME}_${version}_$arch.deb"
   provenance_again "$bad" && sign_again "$work/ed25519.key" "$bad"
   unverified "the package has another program than the archive" "$key" "$bad"
   # The provenance is of another commit, or not of these files.
@@ -219,7 +300,7 @@ verified() (
 # Publishes the release $1 of the public key $2 in a registry of this machine, and uses it as users
 # do: by the tags and digests, and by the chart. $3 is the command helm.
 published() {
-  local release=$1 key=$2 helm=$3 version=$4 commit digest name place
+  local release=$1 key=$2 helm=$3 commit digest name place each pulled=$work/pulled
   commit=$(git rev-parse HEAD)
   mkdir "$work/registry"
   printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: "127.0.0.1:0"}\n' \
@@ -246,15 +327,29 @@ published() {
         fail "$name:$tag is not $digest"
     done
     skopeo inspect --tls-verify=false "docker://$place/org/$name@$digest" >/dev/null
+    # A node pulls the image of its own architecture by the same name.
+    for each in $(skopeo inspect --tls-verify=false --raw "docker://$place/org/$name:$version" |
+      jq -r '.manifests[].platform.architecture'); do
+      rm -rf "$pulled" "$pulled.root" && mkdir "$pulled.root"
+      skopeo copy --quiet --src-tls-verify=false --override-arch "$each" "docker://$place/org/$name:$version" "dir:$pulled"
+      [ "$(jq -r .architecture "$pulled/$(jq -r '.config.digest[7:]' "$pulled/manifest.json")")" = "$each" ] ||
+        fail "$name for $each has another config"
+      tar -xzf "$pulled/$(jq -r '.layers[0].digest[7:]' "$pulled/manifest.json")" -C "$pulled.root"
+      case $name in *-kafka) flavour=kafka ;; *) flavour=default ;; esac
+      cmp "$pulled.root/usr/bin/$NAME" "$work/programs/$flavour/$each/$NAME"
+      echo "$flavour $each" >>"$work/pulled.list"
+    done
   done
+  [ "$(sort "$work/pulled.list" | tr '\n' ',')" = "default amd64,default arm64,default ppc64le,default s390x,kafka amd64,kafka arm64," ] ||
+    fail "the registry has the images for $(cat "$work/pulled.list")"
   (cd "$work" && "$helm" pull --plain-http "oci://$place/org/charts/$NAME" --version "$version")
   cmp "$work/$NAME-$version.tgz" "$release/$NAME-$version.tgz" || fail "the registry has another chart"
   # A tag that names another image is not moved.
   skopeo copy --quiet --dest-tls-verify=false --src-tls-verify=false \
     "docker://$place/org/$NAME-kafka:$version" "docker://$place/org/$NAME:$version"
   refused "a tag is never moved" deploy/publish.sh "$release" "$key" "$place/org" --plain-http
-  of_pages "$release" "$place" "$helm" "$version"
-  of_a_clone "$place" "$version"
+  of_pages "$release" "$place" "$helm"
+  of_a_clone "$place"
   kill "$registry"
   wait "$registry" || true
   registry=""
@@ -264,7 +359,7 @@ published() {
 # in the registry $2: with the registry and a file server of this machine in the place of ghcr.io
 # and GitHub, and with buildah in the place of podman.
 of_pages() {
-  local release=$1 place=$2 helm=$3 version=$4 clone="$work/a clone elsewhere" line files count=0
+  local release=$1 place=$2 helm=$3 clone="$work/a clone elsewhere" line files count=0
   "$clone/deploy/published.sh" "$version"
   mkdir -p "$work/reader/bin" "$work/reader/here"
   python3 -u -m http.server --bind 127.0.0.1 --directory "$release" 0 >"$work/files.log" 2>&1 &
@@ -279,7 +374,14 @@ of_pages() {
     line=${line//https:\/\/github.com\/kube-audit-forwarder\/$NAME\/releases\/download\/v$version/http:\/\/127.0.0.1:$files}
     line=${line//ghcr.io\/kube-audit-forwarder/$place\/org}
     case $line in
-    "curl -fLO "*) (cd "$work/reader/here" && eval "${line/curl/curl --silent --show-error --noproxy 127.0.0.1}") ;;
+    "curl -fLO "*)
+      # For each machine's architecture: the pages set the variable in a line before.
+      for ARCH in "${archs[@]}"; do
+        [[ $line != *.deb ]] || ARCH=${ARCH/ppc64le/ppc64el}
+        (cd "$work/reader/here" && eval "${line/curl/curl --silent --show-error --noproxy 127.0.0.1}") ||
+          fail "with a release, this command of the pages fails for $ARCH: $line"
+      done
+      ;;
     "podman pull "* | "podman run "*) skopeo inspect --tls-verify=false "docker://${line##* }" >/dev/null ;;
     "helm pull "*) (cd "$work/reader/here" && eval "${line/helm/$helm} --plain-http") ;;
     "helm install "*) eval "${line/helm install/$helm template} --plain-http" >"$work/reader/objects" ;;
@@ -304,8 +406,8 @@ of_pages() {
 # Without a release, a reader makes the image: for the registry $1, and for clusters without one.
 # kind and k3s are stand-ins, which read the image's file as those do.
 of_a_clone() {
-  local place=$1 version=$2 image program
-  export ENGINE=buildah PROGRAM=$work/programs/default/$NAME
+  local place=$1 image program
+  export ENGINE=buildah PROGRAM=$work/programs/default/$arch/$NAME
   export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot CONTAINERS_STORAGE_CONF=$work/storage.conf
   printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$work/storage" "$work/storage-run" \
     >"$CONTAINERS_STORAGE_CONF"
@@ -314,6 +416,11 @@ of_a_clone() {
   image=$(deploy/image.sh "$place/mine/$NAME:mine" 2>"$work/image.log") || fail "$(cat "$work/image.log")"
   [ "$(skopeo inspect --tls-verify=false --config "docker://$image" | jq -r .config.User)" = 65532:65532 ] ||
     fail "$image is not our image"
+  # For the nodes of another architecture.
+  image=$(ARCH=s390x PROGRAM=$work/programs/default/s390x/$NAME deploy/image.sh "$place/mine/$NAME:z" 2>"$work/image.log") ||
+    fail "$(cat "$work/image.log")"
+  [ "$(skopeo inspect --tls-verify=false --override-arch s390x --config "docker://$image" | jq -r .architecture)" = s390x ] ||
+    fail "$image is not for s390x"
   for program in kind k3s; do
     cat >"$work/reader/bin/$program" <<'END'
 #!/bin/sh
@@ -345,9 +452,9 @@ END
 # Commits in a clone what stands before a release: the key of releases, or none, and the head of the
 # lines about this version in the CHANGELOG.
 prepared() {
-  local place=$1 version=$2 key=${3:-}
+  local place=$1 key=${2:-}
   if [ -n "$key" ]; then cp "$key" "$place/deploy/release.pub"; else rm -f "$place/deploy/release.pub"; fi
-  "$place/deploy/published.sh" "${4:-$version}"
+  "$place/deploy/published.sh" "${3:-$version}"
   grep -q "^## $version" "$place/CHANGELOG.md" || sed -i "s/^## Unreleased$/&\n\n## $version/" "$place/CHANGELOG.md"
   git -C "$place" add --all
   git -C "$place" -c user.name=test -c user.email=test@example.com commit --quiet --allow-empty --message "a release"
@@ -355,18 +462,18 @@ prepared() {
 
 # What the workflow of a release runs, in a clone with the tag.
 of_tag() {
-  local version=$1 place="$work/a clone elsewhere" key
+  local place="$work/a clone elsewhere" key
   refused "the tag 1 is not v and a version" "$place/deploy/release-of-tag.sh" 1
   refused "RELEASE_KEY is empty" "$place/deploy/release-of-tag.sh" "v$version"
   key=$(cat "$work/ed25519.key")
-  prepared "$place" "$version"
+  prepared "$place"
   RELEASE_KEY=$key refused "no deploy/release.pub" "$place/deploy/release-of-tag.sh" "v$version"
-  prepared "$place" "$version" "$work/ecdsa.pub"
+  prepared "$place" "$work/ecdsa.pub"
   RELEASE_KEY=$key refused "not the public half of RELEASE_KEY" "$place/deploy/release-of-tag.sh" "v$version"
   RELEASE_KEY=none refused "RELEASE_KEY is not a private key" "$place/deploy/release-of-tag.sh" "v$version"
-  prepared "$place" "$version" "$work/ed25519.pub" none
+  prepared "$place" "$work/ed25519.pub" none
   RELEASE_KEY=$key refused "do not say that $version exists" "$place/deploy/release-of-tag.sh" "v$version"
-  prepared "$place" "$version" "$work/ed25519.pub"
+  prepared "$place" "$work/ed25519.pub"
   RELEASE_KEY=$key "$place/deploy/release-of-tag.sh" "v$version" --programs "$work/programs" >/dev/null
   cmp "$place/target/release.pub" "$work/ed25519.pub"
   grep -q "^## $version" "$place/target/notes.md" || fail "the notes are not about $version"
@@ -376,7 +483,7 @@ of_tag() {
 }
 
 package() {
-  local directory python=$2 helm version flavour arch
+  local directory python=$2 helm version arch archs=(amd64 arm64 s390x ppc64le) each
   directory=$(realpath "$1") helm=$(realpath "$3")
   version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
   case $(uname -m) in x86_64) arch=amd64 ;; *) arch=arm64 ;; esac
@@ -391,6 +498,7 @@ package() {
   refused "is $version, not 9.9.9" deploy/release.sh 9.9.9
   refused "usage:" deploy/release.sh
   refused "usage:" deploy/release.sh "$version" --flavour all
+  refused "usage:" deploy/release.sh "$version" --arch ppc64el
   mkdir "$work/occupied" && touch "$work/occupied/file"
   refused "not an earlier release" deploy/release.sh "$version" --output "$work/occupied"
   clone "$work/a clone elsewhere"
@@ -398,15 +506,9 @@ package() {
   refused "the working tree has changes" "$work/a clone elsewhere/deploy/release.sh" "$version"
   clone "$work/a clone elsewhere"
 
-  for flavour in default kafka; do
-    mkdir -p "$work/programs/$flavour"
-    cp "$directory/$NAME" "$directory/$NAME.debug" "$work/programs/$flavour/"
-  done
-  # The program of the flavour kafka is the same one here, but records that flavour's crates.
-  deploy/dependencies.py kafka "$(rustc -vV | sed -n 's/^host: //p')" >"$work/crates"
-  objcopy --update-section .dep-v0="$work/crates" "$work/programs/kafka/$NAME"
+  programs "$directory"
   refused "neither an Ed25519 nor" deploy/release.sh "$version" --programs "$work/programs" \
-    --flavour default --key "$work/rsa.key" --output "$work/refused"
+    --flavour default --arch "$arch" --key "$work/rsa.key" --output "$work/refused"
 
   say "two runs, here and elsewhere"
   deploy/release.sh "$version" --programs "$work/programs" --output "$work/first" --key "$work/ed25519.key"
@@ -418,9 +520,13 @@ package() {
   verified_by_command "$work/first"
   say "checksums and signature, by hand"
   verified "$work/first" "$work/ed25519.pub" verify_ed25519
-  # In the place of an earlier release, and with a key of the other kind.
-  deploy/release.sh "$version" --programs "$work/programs" --flavour default --output "$work/second" \
-    --key "$work/ecdsa.key" >/dev/null
+  # In the place of an earlier release, with fewer architectures and a key of the other kind.
+  deploy/release.sh "$version" --programs "$work/programs" --flavour default --arch "$arch" \
+    --arch s390x --output "$work/second" --key "$work/ecdsa.key" >/dev/null
+  for each in "${archs[@]}"; do
+    case $each in "$arch" | s390x) continue ;; esac
+    [ ! -e "$work/second/$NAME-$version-linux-$each.tar.gz" ] || fail "--arch has not left out $each"
+  done
   [ ! -e "$work/second/$NAME-kafka-$version-linux-$arch.tar.gz" ] || fail "a file of the earlier release"
   verified "$work/second" "$work/ecdsa.pub" verify_ecdsa
   verify "$work/ecdsa.pub" "$work/second"
@@ -431,12 +537,12 @@ package() {
   python3 deploy/test/release.py "$work/first" "$version" "$work/programs" "$helm"
 
   say "a registry has what was published"
-  published "$work/first" "$work/ed25519.pub" "$helm" "$version"
+  published "$work/first" "$work/ed25519.pub" "$helm"
   say "the release of a tag"
-  of_tag "$version"
+  of_tag
 
   say "the released image"
-  deploy/test/image.sh "$work/first/$NAME-$version-linux-$arch.oci.tar"
+  deploy/test/image.sh "$work/first/$NAME-$version.oci.tar"
   say "the packages of a release are the same in two runs, verify, and work"
 }
 
