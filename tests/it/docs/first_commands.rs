@@ -33,6 +33,9 @@ const ELSEWHERE: [(&str, &str, &str); 3] = [
 /// Commands that no test runs, because they take minutes to build or are `./test` itself.
 const NOT_RUN: [&str; 3] = ["cargo run --release", "cargo install --locked --path .", "./test "];
 
+/// The line in which a user names the architecture of the machine, before the download for it.
+const ARCHITECTURE: &str = "ARCH=amd64   # or arm64, s390x, ppc64le";
+
 /// The folder that `git clone` makes, with which a page without a release begins.
 const CLONE: &str = "kube-audit-forwarder";
 
@@ -133,9 +136,11 @@ impl Reader {
         let mut done = Vec::new();
         for command in commands(page) {
             let is_elsewhere = ELSEWHERE.iter().any(|(begin, ..)| command.starts_with(begin));
-            if is_elsewhere || NOT_RUN.iter().any(|begin| command.starts_with(begin)) {
+            let is_not_run = NOT_RUN.iter().any(|begin| command.starts_with(begin));
+            if is_elsewhere || is_not_run || command == ARCHITECTURE {
                 continue;
             }
+            let command = command.replace("$ARCH", "amd64");
             let is_here = HERE.iter().any(|begin| command.starts_with(begin));
             assert!(is_here, "{}: no test runs this command: {command}", page.path);
             let output = self.run(&command);
