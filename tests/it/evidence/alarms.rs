@@ -307,7 +307,7 @@ fn line_hashes_make_no_room_for_what_the_relay_did_not_write() {
         relay.wait_until_delivered(PATIENCE);
         match killed {
             true => relay.kill(),
-            false => relay.finish(Backlog::Empty),
+            false => drop(relay.finish(Backlog::Empty)),
         }
         let before = line_hashes(&recorded.spool);
         assert!(before.len() > 1, "several files");

@@ -90,8 +90,7 @@ fn sixteen_names_are_the_most() {
     let first: Vec<_> = (0..16).map(|number| format!("apiserver-{number:08}")).collect();
     assert_eq!(names(&relay), first);
     assert_eq!(relay.metrics().all("apiserver_last_heard_timestamp_seconds").len(), 16);
-    let log = relay.log_text();
+    let log = relay.finish(Backlog::Empty);
     let told = "events of more than 16 kube-apiservers arrived in the last hour";
     assert_eq!(log.matches(told).count(), 1, "{log}");
-    relay.finish(Backlog::Empty);
 }

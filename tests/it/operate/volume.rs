@@ -120,7 +120,9 @@ fn the_command_adds_relays_up_and_prints_a_table_or_json() {
         "{screen}"
     );
     assert_eq!(volume(&silent), json!({ "enabled": false }));
-    [first, second, silent].into_iter().for_each(|relay| relay.finish(Backlog::Empty));
+    for relay in [first, second, silent] {
+        relay.finish(Backlog::Empty);
+    }
 }
 
 #[test]

@@ -117,8 +117,7 @@ fn survives(
     assert_eq!(of_output(&relay, "output_events_total"), 400.0);
     assert_eq!(hasty.behind.load(Ordering::SeqCst), 0, "a connection was used again");
     let errors = errors_by_reason(&relay);
-    let log = relay.log_text();
-    relay.finish(Backlog::Empty);
+    let log = relay.finish(Backlog::Empty);
     (errors, hasty, log)
 }
 

@@ -242,9 +242,8 @@ fn a_412_counts_only_for_an_object_that_is_there() {
         relay.wait_until_delivered(PATIENCE);
         assert_eq!(lines_of(&server).len(), 20);
         assert_eq!(server.store().objects.len(), 1);
-        let is_told = relay.log_text().contains("but the object is not there");
-        assert_eq!(is_told, is_first, "{}", relay.log_text());
-        relay.finish(Backlog::Empty);
+        let log = relay.finish(Backlog::Empty);
+        assert_eq!(log.contains("but the object is not there"), is_first, "{log}");
     }
 }
 
@@ -489,9 +488,8 @@ fn a_changed_key_is_taken_up_and_a_refusal_is_explained() {
     relay.wait_until_delivered(PATIENCE);
     assert_are(&lines_of(&server), &sent);
     assert!(value(&relay, "output_retries_total") >= 1.0);
-    let log = relay.log_text();
+    let log = relay.finish(Backlog::Empty);
     assert!(!log.contains("wr0ng-s3cr3t") && !log.contains(SECRET), "{log}");
-    relay.finish(Backlog::Empty);
 }
 
 /// Method: keys are valid for two seconds, and the pod's token is wrong at first. The log must say
@@ -529,9 +527,8 @@ fn a_pod_gets_keys_for_its_role_and_renews_them() {
     assert!(sessions.len() >= 3, "{sessions:?}");
     assert_eq!(store.sessions.len(), store.puts);
     drop(store);
-    let log = relay.log_text();
+    let log = relay.finish(Backlog::Empty);
     assert!(!log.contains("t0ken") && !log.contains(SECRET) && !log.contains("session+"), "{log}");
-    relay.finish(Backlog::Empty);
 }
 
 /// Method: a proxy between the relay and the server records the host that the relay asks for.

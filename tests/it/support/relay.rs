@@ -384,7 +384,9 @@ impl Relay {
         });
     }
 
-    /// Returns the lines of the log so far.
+    /// Returns the lines of the log that have been read so far. A line that the relay has just
+    /// logged may be missing. A test waits for it ([`Relay::wait_for_log`]), or looks into the
+    /// whole log ([`Relay::finish`]), also for what must not be there.
     pub(crate) fn log_lines(&self) -> Vec<String> {
         self.log.lock().expect("not poisoned").clone()
     }
@@ -550,10 +552,12 @@ impl Relay {
         begun.elapsed()
     }
 
-    /// Ends a test: waits for `backlog`, checks conservation, and stops the relay.
-    pub(crate) fn finish(mut self, backlog: Backlog) {
+    /// Ends a test: waits for `backlog`, checks conservation, and stops the relay. Returns the
+    /// whole log.
+    pub(crate) fn finish(mut self, backlog: Backlog) -> String {
         self.settle(backlog);
         self.stop();
+        self.log_text()
     }
 
     /// Waits for `backlog` and checks conservation.
