@@ -353,7 +353,7 @@ fn events_are_forwarded_while_no_evidence_can_be_written() {
     recorded.post(&relay, 1, 100);
     recorded.wait_until_signed();
     let obstacle = recorded.spool.path().join("evidence-head.new");
-    std::fs::create_dir(&obstacle).unwrap();
+    wait_until("the obstacle", PATIENCE, || std::fs::create_dir(&obstacle).is_ok());
     recorded.post(&relay, 2, 100);
     relay.wait_for_log(messages::EVIDENCE_NOT_WRITTEN, PATIENCE);
     relay.wait_until_delivered(PATIENCE);
@@ -382,7 +382,7 @@ fn delivered_events_without_evidence_stay_in_the_queue_over_a_crash() {
     recorded.post(&relay, 1, 100);
     recorded.wait_until_signed();
     let obstacle = recorded.spool.path().join("evidence-head.new");
-    std::fs::create_dir(&obstacle).unwrap();
+    wait_until("the obstacle", PATIENCE, || std::fs::create_dir(&obstacle).is_ok());
     for seed in 2..8 {
         // Together, the batches are larger than a segment.
         recorded.post(&relay, seed, 400);
@@ -410,7 +410,7 @@ fn delivered_events_whose_room_was_needed_are_without_evidence_and_not_lost() {
         recorded.post(&relay, 1, 100);
         recorded.wait_until_signed();
         let obstacle = recorded.spool.path().join("evidence-head.new");
-        std::fs::create_dir(&obstacle).unwrap();
+        wait_until("the obstacle", PATIENCE, || std::fs::create_dir(&obstacle).is_ok());
         for seed in 2..42 {
             recorded.post(&relay, seed, 50);
             relay.wait_until_delivered(PATIENCE);

@@ -250,9 +250,10 @@ pub(super) const ROWS: &[Row] = &[
             let sink = HttpSink::accepting();
             scene.start(&to_sink(sink.address(), &evidence));
             scene.calm();
-            // A directory has the name of the file that the next write of evidence needs.
+            // A directory has the name of the file that the next write of evidence needs, once no
+            // write is in progress.
             let obstacle = directory.path().join("queue/evidence-head.new");
-            std::fs::create_dir(obstacle).expect("a writable directory");
+            wait_until("the obstacle", PATIENCE, || std::fs::create_dir(&obstacle).is_ok());
             scene.trouble();
         },
         says: ("warn", "Evidence cannot be recorded (write)"),
