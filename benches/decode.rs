@@ -62,9 +62,10 @@ const METHODS: [(&str, Method); 4] = [
 ];
 
 /// The scanner of bodies with each instruction set.
-#[cfg(target_arch = "x86_64")]
-const SCANNERS: [(audit::Isa, Method); 3] = [
+const SCANNERS: [(audit::Isa, Method); 5] = [
+    (audit::Isa::Portable, |body| scan(audit::Isa::Portable, body)),
     (audit::Isa::Sse2, |body| scan(audit::Isa::Sse2, body)),
+    (audit::Isa::Neon, |body| scan(audit::Isa::Neon, body)),
     (audit::Isa::Avx2, |body| scan(audit::Isa::Avx2, body)),
     (audit::Isa::Avx512, |body| scan(audit::Isa::Avx512, body)),
 ];
@@ -149,7 +150,6 @@ fn measure(name: &str, bodies: &[&[u8]], samples: usize) {
 fn measure_scanners(works: &[Work]) {
     const SAMPLES: usize = 15;
     let mut methods = vec![("memcpy".to_owned(), METHODS[0].1)];
-    #[cfg(target_arch = "x86_64")]
     for (isa, method) in SCANNERS.into_iter().filter(|(isa, _)| isa.is_there()) {
         methods.push((format!("{isa:?}"), method));
     }
@@ -220,7 +220,6 @@ fn decode(body: &mut [u8]) {
     black_box(audit::decode_in_place(body)).expect("an EventList");
 }
 
-#[cfg(target_arch = "x86_64")]
 fn scan(isa: audit::Isa, body: &mut [u8]) {
     black_box(audit::scan_in_place(isa, body)).expect("the scanner recognises it");
 }

@@ -11,7 +11,7 @@
 //! one. The steps are:
 //!
 //! 1. *Masks*: for each class of bytes (quote, comma, bracket …), a mask has one bit for each byte
-//!    of the text ([`sse2`], [`avx2`], [`avx512`]).
+//!    of the text ([`portable`], `sse2`, `neon`, `avx2`, `avx512`).
 //! 2. *Strings*: escaped quotes are removed from the masks, and the bytes inside of strings are
 //!    found.
 //! 3. *Neighbours*: after each of `, : { [`, a value or a key begins, or the bracket that was just
@@ -31,10 +31,16 @@ use std::cell::RefCell;
 
 use crate::{EVENT_BYTES_MIN, LEVELS, LIST_HEAD, LevelCounts, Span, event};
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
 mod rules;
+#[cfg(target_arch = "x86_64")]
 mod sse2;
 
 pub use isa::Isa;
@@ -493,7 +499,5 @@ fn escaped_by(backslash: u64, carry: &mut u64) -> u64 {
     (EVEN ^ (sum << 1)) & follows
 }
 
-// The scanner exists on x86-64 only.
 #[cfg(test)]
-#[cfg(target_arch = "x86_64")]
 mod tests;

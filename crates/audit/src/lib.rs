@@ -10,9 +10,10 @@
 //! tail of the list are cut off. No event is copied into a tree. Every byte of an event stays as it
 //! was received, except that raw line breaks between its tokens become spaces.
 //!
-//! On x86-64 the module `fast` recognises a body that is written as kube-apiserver writes it. For
-//! every other body, the module `strict` finds out with serde_json whether the body is JSON, and
-//! the module `event` whether each object is an audit event.
+//! The module `fast` recognises a body that is written as kube-apiserver writes it, with the wide
+//! registers of x86-64 and arm64, and without them on other CPUs. For every other body, the module
+//! `strict` finds out with serde_json whether the body is JSON, and the module `event` whether each
+//! object is an audit event.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,7 +22,6 @@ use std::ops::Range;
 use bytes::Bytes;
 
 mod event;
-#[cfg(target_arch = "x86_64")]
 mod fast;
 mod list;
 pub mod request;
@@ -30,7 +30,6 @@ mod strict;
 pub mod time;
 pub mod wrapping;
 
-#[cfg(target_arch = "x86_64")]
 pub use fast::Isa;
 pub use list::{Events, ListEnds, separate};
 
@@ -122,8 +121,7 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
 /// The body is not JSON, has none of the accepted forms, or contains something that is not an audit
 /// event.
 pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(split) = Isa::best().and_then(|isa| scan_in_place(isa, body_and_room)) {
+    if let Some(split) = scan_in_place(Isa::best(), body_and_room) {
         return Ok(split);
     }
     let body = body_and_room.split_last().map_or(&[][..], |(_, body)| body);
@@ -145,7 +143,6 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
 
 /// Does what [`decode_in_place`] does, with the scanner alone. `None` if the scanner does not
 /// recognise the body, which may be valid, or if the CPU lacks `isa`; the slice is then unchanged.
-#[cfg(target_arch = "x86_64")]
 pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
     let (_, body) = body_and_room.split_last()?;
     let (events, levels) = fast::split(isa, body)?;
@@ -161,9 +158,8 @@ pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
 ///
 /// The same as [`decode_in_place`].
 pub fn decode_keeping_list(body_and_room: &mut [u8]) -> Result<(Split, Option<ListEnds>), Invalid> {
-    #[cfg(target_arch = "x86_64")]
     if let Some((_, body)) = body_and_room.split_last()
-        && let Some((events, levels)) = Isa::best().and_then(|isa| fast::split(isa, body))
+        && let Some((events, levels)) = fast::split(Isa::best(), body)
         && let Some(Span { start, .. }) = events.first().copied()
     {
         let kept = body.len() >= events.len() * KEPT_EVENT_BYTES;
@@ -315,7 +311,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn the_scanner_alone_splits_as_decode_does_and_leaves_what_it_does_not_know_unchanged() {
         let body = list(&format!("{EVENT},{EVENT}"));
         let room = |body: &str| [body.as_bytes(), b"?"].concat();
@@ -335,7 +330,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn a_list_of_large_events_can_stay_as_it_is() {
         for (name, body) in corpus() {
             let (mut lines, mut list) = (body.clone(), body.clone());

@@ -1,6 +1,7 @@
 //! The instruction sets that the scanner is compiled for, and the call of the compiled code.
 #![allow(unsafe_code, reason = "a call for each instruction set; the proof is beside it")]
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::is_x86_feature_detected;
 
 use super::Pass;
@@ -8,8 +9,12 @@ use super::Pass;
 /// An instruction set that the scanner of bodies is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
+    /// No instructions of one architecture: numbers of 64 bits, on every CPU.
+    Portable,
     /// SSE2, which every x86-64 CPU has.
     Sse2,
+    /// NEON, which every arm64 CPU has.
+    Neon,
     /// AVX2, in Intel Haswell, AMD Zen and later CPUs.
     Avx2,
     /// AVX-512 with VBMI and GFNI: Intel's server CPUs since Ice Lake, AMD's CPUs since Zen 4.
@@ -22,17 +27,33 @@ pub enum Isa {
 
 impl Isa {
     /// All instruction sets, from the narrowest registers to the widest.
-    pub const ALL: [Self; 3] = [Self::Sse2, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Sse2, Self::Neon, Self::Avx2, Self::Avx512];
+
+    /// Returns the usual name of the instruction set.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Sse2 => "SSE2",
+            Self::Neon => "NEON",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+        }
+    }
 
     /// Returns the instruction set with the widest registers that this CPU has.
-    pub fn best() -> Option<Self> {
-        Self::ALL.into_iter().rev().find(|isa| isa.is_there())
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|isa| isa.is_there()).unwrap_or(Self::Portable)
     }
 
     /// Returns `true` if this CPU has all instructions that the scanner uses.
     pub fn is_there(self) -> bool {
         match self {
-            Self::Sse2 => is_x86_feature_detected!("sse2"),
+            Self::Portable => true,
+            Self::Neon => cfg!(target_arch = "aarch64"),
+            Self::Sse2 => cfg!(target_arch = "x86_64"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+            #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("bmi1")
@@ -40,6 +61,7 @@ impl Isa {
                     && is_x86_feature_detected!("lzcnt")
                     && is_x86_feature_detected!("popcnt")
             }
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 Self::Avx2.is_there()
                     && is_x86_feature_detected!("avx512f")
@@ -61,14 +83,22 @@ impl Isa {
         if !self.is_there() {
             return false;
         }
-        // SAFETY: the functions are unsafe to call only because they need certain instructions, and
-        // `is_there` has found those in this CPU.
-        unsafe {
-            match self {
-                Self::Sse2 => super::sse2::run::<BYTES>(pass),
-                Self::Avx2 => super::avx2::run::<BYTES>(pass),
-                Self::Avx512 => super::avx512::run::<BYTES>(pass),
-            }
+        match self {
+            Self::Portable => super::portable::run::<BYTES>(pass),
+            // SAFETY, here and below: the functions are unsafe to call only because they need
+            // certain instructions, and `is_there` has found those in this CPU.
+            #[cfg(target_arch = "x86_64")]
+            Self::Sse2 => unsafe { super::sse2::run::<BYTES>(pass) },
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { super::avx2::run::<BYTES>(pass) },
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { super::avx512::run::<BYTES>(pass) },
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => unsafe { super::neon::run::<BYTES>(pass) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Sse2 | Self::Avx2 | Self::Avx512 => false,
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => false,
         }
     }
 }

@@ -19,10 +19,10 @@
 //!   returns which unusual bytes occur.
 
 macro_rules! rules {
-    ($features:literal) => {
+    ($($features:literal)?) => {
         /// Runs the scanner over one whole body, in chunks of `BYTES` bytes. Returns `true` if the
         /// body is certainly valid, and `false` if it is not recognised.
-        #[target_feature(enable = $features)]
+        $(#[target_feature(enable = $features)])?
         pub(super) fn run<const BYTES: usize>(pass: &mut Pass<'_>) -> bool {
             const { assert!(BYTES <= CHUNK && BYTES.is_multiple_of(LANES * BLOCK)) }
             let body = pass.body;
@@ -55,21 +55,21 @@ macro_rules! rules {
             rules.in_string == 0 && pass.is_whole()
         }
 
-        #[target_feature(enable = $features)]
+        $(#[target_feature(enable = $features)])?
         fn not(a: Lanes) -> Lanes {
             xor(a, splat(u64::MAX))
         }
 
         /// Returns a number in which bit i is 1 if block i, one of the first `blocks`, has a
         /// backslash.
-        #[target_feature(enable = $features)]
+        $(#[target_feature(enable = $features)])?
         fn backslashes(masks: &[u64; BLOCKS], blocks: usize) -> u64 {
             let groups = masks.as_chunks().0.iter().take(blocks / LANES).enumerate();
             groups.fold(0, |used, (group, masks)| used | used_by(load(masks), group))
         }
 
         /// Returns a number in which bit i is 1 if block i is in this group and its mask is not 0.
-        #[target_feature(enable = $features)]
+        $(#[target_feature(enable = $features)])?
         fn used_by(masks: Lanes, group: usize) -> u64 {
             u64::from(same(masks, splat(0)) ^ ALL) << (group * LANES)
         }
@@ -103,7 +103,7 @@ macro_rules! rules {
         impl Rules {
             /// The state for the beginning of a body. The byte before the array of events counts as
             /// a colon, because the array is the value of the member `items`.
-            #[target_feature(enable = $features)]
+            $(#[target_feature(enable = $features)])?
             fn new() -> Self {
                 let (none, last_byte) = (splat(0), splat(1 << 63));
                 Self {
@@ -126,7 +126,7 @@ macro_rules! rules {
             /// after the first `length` are padding. Writes the masks of brackets, numbers and
             /// literals to `space`, and returns the blocks with them. `None` if the text breaks a
             /// rule.
-            #[target_feature(enable = $features)]
+            $(#[target_feature(enable = $features)])?
             fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> Option<Used> {
                 let (mut used, mut doubts) = (Used::default(), splat(0));
                 for group in 0..(blocks / LANES).min(BLOCKS / LANES) {
@@ -151,7 +151,7 @@ macro_rules! rules {
             }
 
             /// Returns the bytes of one group of blocks that matter outside of strings.
-            #[target_feature(enable = $features)]
+            $(#[target_feature(enable = $features)])?
             #[inline]
             fn outside_strings(&mut self, space: &mut Space, group: usize, length: usize) -> Step {
                 let Space { blocks: of, padding: ends, .. } = space;
@@ -175,7 +175,7 @@ macro_rules! rules {
             /// Checks that a token begins after each comma, colon and opening bracket, and nowhere
             /// else; an opening bracket may be closed instead. Returns a mask of the faults, and a
             /// mask of the first bytes of numbers and literals.
-            #[target_feature(enable = $features)]
+            $(#[target_feature(enable = $features)])?
             #[inline]
             fn order(&mut self, step: &Step) -> (Lanes, Lanes) {
                 let Step { quote, in_string, comma, colon, open, close, string_start } = *step;
@@ -192,7 +192,7 @@ macro_rules! rules {
             }
 
             /// Finds the keys of objects. `n` marks the letters `n`.
-            #[target_feature(enable = $features)]
+            $(#[target_feature(enable = $features)])?
             #[inline]
             fn keys(
                 &mut self,
@@ -230,7 +230,7 @@ macro_rules! rules {
             /// bracket at its end. A closing bracket shows by itself if its stretch is in an object
             /// or an array. The stretch before an opening bracket is in an object if a colon
             /// precedes the bracket, and in an array otherwise.
-            #[target_feature(enable = $features)]
+            $(#[target_feature(enable = $features)])?
             #[inline]
             fn stretches(&mut self, step: &Step, keys: &Keys, curly: Lanes) -> Stretches {
                 let Step { colon, open, close, .. } = *step;

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64 as simd;
 
-use super::{BLOCK, BLOCKS, Blocks, CHUNK, Pass, Seen, Space, Used, padding};
+use super::{BLOCK, BLOCKS, Blocks, CHUNK, Pass, Seen, Space, Used, padding, portable};
 
 type Lanes = simd::__m128i;
 
@@ -59,52 +59,25 @@ fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> La
     or(simd::_mm_slli_epi64::<BYTES>(lanes), simd::_mm_srli_epi64::<UNSEEN>(from))
 }
 
-/// Returns a number in which bit i is the highest bit of lane i.
-#[target_feature(enable = "sse2")]
-fn highest(lanes: Lanes) -> u32 {
-    simd::_mm_movemask_pd(simd::_mm_castsi128_pd(lanes)).cast_unsigned()
-}
-
 #[target_feature(enable = "sse2")]
 fn same(a: Lanes, b: Lanes) -> u32 {
     // SSE2 compares at most 32 bits: a lane is equal if both of its halves are.
     let halves = simd::_mm_cmpeq_epi32(a, b);
-    highest(and(halves, simd::_mm_shuffle_epi32::<0b10_11_00_01>(halves)))
-}
-
-/// Returns a register in which all bits of lane i are equal to bit i of `bits`.
-#[target_feature(enable = "sse2")]
-fn spread(bits: u32) -> Lanes {
-    // Both halves of a lane have the same bit, because SSE2 compares at most 32 bits.
-    let one = simd::_mm_set_epi32(2, 2, 1, 1);
-    let bits = simd::_mm_set1_epi32(bits.cast_signed());
-    simd::_mm_cmpeq_epi32(and(bits, one), one)
+    let lanes = and(halves, simd::_mm_shuffle_epi32::<0b10_11_00_01>(halves));
+    simd::_mm_movemask_pd(simd::_mm_castsi128_pd(lanes)).cast_unsigned()
 }
 
 #[target_feature(enable = "sse2")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
-    let sum = simd::_mm_add_epi64(a, b);
-    // A lane overflows if both summands have the highest bit, or if one has it and the sum has not.
-    let overflows = highest(or(and(a, b), and_not(or(a, b), sum)));
-    let full = same(sum, splat(u64::MAX));
-    let carried = ((overflows << 1 | *carry) + full) ^ full;
-    *carry = carried >> LANES;
-    simd::_mm_sub_epi64(sum, spread(carried))
+    let ([a, c], [b, d]): ([u64; LANES], [u64; LANES]) =
+        (bytemuck::must_cast(a), bytemuck::must_cast(b));
+    load(&[portable::add(a, b, carry), portable::add(c, d, carry)])
 }
 
 #[target_feature(enable = "sse2")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
-    let mut all = xor(lanes, simd::_mm_slli_epi64::<1>(lanes));
-    all = xor(all, simd::_mm_slli_epi64::<2>(all));
-    all = xor(all, simd::_mm_slli_epi64::<4>(all));
-    all = xor(all, simd::_mm_slli_epi64::<8>(all));
-    all = xor(all, simd::_mm_slli_epi64::<16>(all));
-    all = xor(all, simd::_mm_slli_epi64::<32>(all));
-    let mut odd = highest(all) << 1 | *carry;
-    odd ^= odd << 1;
-    odd ^= odd << 2;
-    *carry = odd >> LANES & 1;
-    xor(all, spread(odd))
+    let masks: [u64; LANES] = bytemuck::must_cast(lanes);
+    load(&masks.map(|mask| portable::parity(mask, carry)))
 }
 
 /// Returns a mask of the highest bit of each byte of a block, whose quarters are `quarters`.

@@ -25,9 +25,13 @@ type Scan = fn(&[u8]) -> Option<Split>;
 /// The smallest chunk in bytes that fills a register of AVX-512 with masks.
 const SMALL: usize = 512;
 
-const SCANS: [(Isa, &str, Scan); 6] = [
+const SCANS: [(Isa, &str, Scan); 10] = [
+    (Isa::Portable, "portable", |body| split(Isa::Portable, body)),
+    (Isa::Portable, "portable, small chunks", |body| split_by::<SMALL>(Isa::Portable, body)),
     (Isa::Sse2, "SSE2", |body| split(Isa::Sse2, body)),
     (Isa::Sse2, "SSE2, small chunks", |body| split_by::<SMALL>(Isa::Sse2, body)),
+    (Isa::Neon, "NEON", |body| split(Isa::Neon, body)),
+    (Isa::Neon, "NEON, small chunks", |body| split_by::<SMALL>(Isa::Neon, body)),
     (Isa::Avx2, "AVX2", |body| split(Isa::Avx2, body)),
     (Isa::Avx2, "AVX2, small chunks", |body| split_by::<SMALL>(Isa::Avx2, body)),
     (Isa::Avx512, "AVX-512", |body| split(Isa::Avx512, body)),
@@ -153,8 +157,9 @@ fn the_instruction_sets_that_are_tested() {
         let is_tested = if isa.is_there() { "tested" } else { "NOT TESTED, this CPU lacks it" };
         println!("{isa:?}: {is_tested}");
     }
-    assert!(Isa::Sse2.is_there(), "every x86-64 CPU has SSE2");
-    assert!(Isa::Avx2.is_there(), "this CPU has no AVX2: only one instruction set is tested");
+    let (x86, arm) = (cfg!(target_arch = "x86_64"), cfg!(target_arch = "aarch64"));
+    assert_eq!((Isa::Sse2.is_there(), Isa::Neon.is_there()), (x86, arm), "every such CPU has it");
+    assert!(!x86 || Isa::Avx2.is_there(), "this CPU has no AVX2: two instruction sets are tested");
 }
 
 #[test]

@@ -427,7 +427,7 @@ fn envelope(event: &str) {
 fn what_is_too_short_for_an_event_takes_no_place() {
     let body = list(["{}"; 1000].join(","));
     let body = body.strip_suffix(b"}\n").unwrap();
-    for isa in [Isa::Avx2, Isa::Avx512] {
+    for isa in Isa::ALL {
         let mut events = Vec::new();
         let is_right = array::<CHUNK>(isa, body, &mut events);
         assert!(!is_right && events.capacity() == 0, "{isa:?}");
