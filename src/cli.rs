@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use audit::Isa;
 use base::named_file;
 use base::words::escape;
 use config::{Checked, Config, Problem, Severity};
@@ -510,6 +511,13 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         }
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "the relay is starting");
+    if let scanner @ (Isa::Portable | Isa::Sse2) = Isa::best() {
+        tracing::info!(
+            scanner = scanner.name(),
+            "the scanner of bodies runs without AVX2 and NEON, and takes 2 to 3 times as many \
+             instructions"
+        );
+    }
     let result = restricted.and_then(|state| {
         state.tell();
         run_relay(file, config.clone())

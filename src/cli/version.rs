@@ -6,9 +6,10 @@ use base::release;
 use base::release::Format;
 use tools::replay;
 
-/// Returns the text after the program's name: version, revision, features, and for each format of
-/// files the versions that this program reads and the one that it writes. A line has the form
-/// `NAME: VALUE`, except for the version, which is the first line.
+/// Returns the text after the program's name: version, revision, features, the instructions that
+/// the scanner of bodies uses on this CPU, and for each format of files the versions that this
+/// program reads and the one that it writes. A line has the form `NAME: VALUE`, except for the
+/// version, which is the first line.
 pub(super) fn long() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(text);
     &TEXT
@@ -20,9 +21,10 @@ fn text() -> String {
         features => features.join(", "),
     };
     let mut text = format!(
-        "{}\nrevision: {}\nfeatures: {features}\nformats of files:",
+        "{}\nrevision: {}\nfeatures: {features}\nscanner: {}\nformats of files:",
         release::VERSION,
-        release::REVISION
+        release::REVISION,
+        audit::Isa::best().name()
     );
     let others = [delivery::DEAD_LETTER_FORMAT, evidence_log::FORMAT, replay::RESUME_FORMAT];
     for Format { name, reads, writes } in queue::FORMATS.into_iter().chain(others) {

@@ -15,10 +15,14 @@ fn version_says_revision_features_and_the_versions_of_each_format() {
     let Said { code, stdout, stderr } = said(&["--version"], Path::new("/"));
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     let features = if cfg!(feature = "kafka") { "kafka" } else { "none" };
+    let (_, scanner) = stdout.split_once("\nscanner: ").expect("the instructions of the scanner");
+    let scanner = scanner.lines().next().unwrap();
+    assert!(["AVX-512", "AVX2", "NEON", "SSE2", "portable"].contains(&scanner), "{scanner}");
     let expected = format!(
         "kube-audit-forwarder {}\n\
          revision: {}\n\
          features: {features}\n\
+         scanner: {scanner}\n\
          formats of files:\n\
          \x20 queue segments: reads 1 and 2, writes 2\n\
          \x20 queue cursors: reads 1, writes 1\n\
