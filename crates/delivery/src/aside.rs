@@ -444,6 +444,13 @@ impl Aside {
         next.map(|due| due.max(self.rests_until)).filter(|_| !is_reading)
     }
 
+    /// Returns `true` while the event that is tried next waits for its file. If other events were
+    /// sent meanwhile, they would get the address that this event must ask, and this event would
+    /// get theirs (seed 3401060802 of the simulator).
+    pub(super) fn awaits_next(&self) -> bool {
+        self.next.is_some() && matches!(self.reading, Reading::Under(..))
+    }
+
     /// Returns `true` once after each try, so that other events are sent before the next try.
     pub(super) fn lets_others_go_first(&mut self) -> bool {
         std::mem::take(&mut self.was_try)
@@ -659,7 +666,7 @@ fn read(shelf: &Shelf, position: Position) -> Result<Read, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tempfile::TempDir;
 
     use super::*;
@@ -667,7 +674,7 @@ mod tests {
     use telemetry::Telemetry;
 
     /// Returns an empty value with a directory, which is deleted when the second value is dropped.
-    fn with_directory() -> (Aside, TempDir) {
+    pub(crate) fn with_directory() -> (Aside, TempDir) {
         let directory = TempDir::new().unwrap();
         let text = format!(
             "[[listener]]\naddress = '127.0.0.1:0'\n[queue]\ndirectory = {:?}\n[[output]]\n\

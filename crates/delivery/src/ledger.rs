@@ -194,12 +194,13 @@ impl Ledger {
 
     /// Returns `false` while too many bytes or claims wait to be written as dead letters or files,
     /// or while the filter holds too many bytes of too large events. Also returns `false` while
-    /// what is on the wire must have a response first.
+    /// what is on the wire must have a response first, or the next try waits for its file.
     fn may_send(&self) -> bool {
         // After a pause, any response is enough: it shows that the consumer takes requests again.
         let awaits = self.in_flight.awaits_answer() || self.aside.is_on_wire();
         let is_serial = self.pacing.is_serial && awaits;
-        !self.given_up.is_full() && !self.filtering.is_full() && !is_serial && !self.is_full()
+        let is_full = self.given_up.is_full() || self.filtering.is_full() || self.is_full();
+        !is_full && !is_serial && !self.aside.awaits_next()
     }
 
     /// Returns `true` if no event takes its turn yet. What the consumer has taken may prove soon
@@ -264,7 +265,8 @@ impl Ledger {
             let is_first = !self.is_on_wire();
             // The cursor reads lines from files for one claim at a time, and first for claims that
             // are given up.
-            let taken = if self.given_up.needs_lines { None } else { self.take(room) };
+            let waits = self.given_up.needs_lines || self.aside.awaits_next();
+            let taken = if waits { None } else { self.take(room) };
             let Some(batch) = taken else { return self.next_try_to_send() };
             let (claim, bytes) = (batch.claim, batch.bytes);
             let batch = self.filtering.pass_to_send(batch, self.in_flight.cursor());

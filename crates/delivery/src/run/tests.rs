@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::aside::EVENTS_MAX;
+use crate::aside::tests::with_directory;
 use crate::checkpoints::{Checkpoint, Fate, Published};
 use crate::dead_letter::tests::Desk;
 use crate::endpoints::Probed;
@@ -397,6 +398,8 @@ struct Setting {
     /// The size of a queue that drops its oldest events when it is full; `None` for the default
     /// queue.
     drop_oldest: Option<u64>,
+    /// `true` if events that are set aside are in files, as with a queue on disk.
+    has_files: bool,
     rejected: Rejected,
     latency: Duration,
     window: usize,
@@ -418,6 +421,7 @@ impl Default for Setting {
     fn default() -> Self {
         Self {
             drop_oldest: None,
+            has_files: false,
             rejected: Rejected::Drop,
             latency: Duration::from_millis(1),
             window: 4,
@@ -525,12 +529,15 @@ impl Bench {
         let mut tasks = JoinSet::new();
         let (ordered, replaced) = (setting.ordered, setting.replaced.clone());
         let outlives = setting.outlives;
+        let files = setting.has_files.then(with_directory);
         let rules = setting.sifts.then(sifting);
         let (letters, desk) = Desk::new(&telemetry);
         let (to, told, stopped) = (Arc::clone(&consumer), Arc::clone(&status), stop.clone());
         let drains = draining.clone();
         tasks.spawn(async move {
             let mut begin = HandOver::begin(cursor);
+            let (aside, _directory) = files.unzip();
+            begin.aside = aside.unwrap_or(begin.aside);
             for at in replaced.into_iter().map(Some).chain([None]) {
                 let checkpoints = published.clone();
                 let (stop, draining) = (stopped.clone(), drains.clone());

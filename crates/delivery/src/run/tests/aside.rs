@@ -130,6 +130,32 @@ async fn an_event_that_is_answered_with_5xx_for_ever_stops_no_other() {
     }
 }
 
+/// Requests go to two addresses in turn. The first fails on one event, and the second can't be
+/// reached. The next request after a failure at the first address is the same event: if it were
+/// another event while the file of this one is read, the others would only get the second address.
+#[tokio::test(start_paused = true)]
+async fn an_event_whose_file_is_read_leaves_the_others_the_address_that_works() {
+    let is_bad = |events: &[String]| events.iter().any(|event| event == "\"bad\"");
+    let mut is_first = false;
+    let setting = Setting { window: 1, ordered: false, has_files: true, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, move |events| {
+        is_first = !is_first;
+        match is_first {
+            true if is_bad(events) => Answer::FailHere,
+            true => Answer::Accept,
+            false => Answer::Away,
+        }
+    });
+    bench.append(&["\"bad\""]);
+    for number in 0..1500 {
+        bench.append(&[number]);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((bench.delivered(), bench.aside(), bench.lost()), (1500, 1, 0));
+    bench.finish().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_event_that_was_answered_with_5xx_for_a_while_is_delivered_after_it() {
     let started = Instant::now();
