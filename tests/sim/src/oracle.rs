@@ -1063,7 +1063,7 @@ fn is_repeated(truth: &Truth, known: &Known) -> bool {
 }
 
 /// Returns how many copies of the event the queue may have: one for each request not refused.
-fn copies(truth: &Truth, known: &Known) -> usize {
+pub(crate) fn copies(truth: &Truth, known: &Known) -> usize {
     truth.attempts_of(known).filter(|attempt| attempt.fate() != Fate::Refused).count()
 }
 

@@ -10,8 +10,8 @@ use crate::evidence::Check;
 use crate::kernel::net;
 use crate::observer::Observer;
 use crate::operator::Operator;
-use crate::oracle::Calm;
 use crate::oracle::said::Moment;
+use crate::oracle::{Calm, copies};
 use crate::pki::Pki;
 use crate::plan::{Action, Plan, SCENES, Setup, Why};
 use crate::senders::{Profile, Senders, Target};
@@ -235,9 +235,11 @@ fn wait_until_empty(operator: &mut Operator<'_>, mut another: impl FnMut()) -> b
     let deadline = kernel::now() + PROGRESS;
     let mut next = kernel::now() + REFUSED;
     let is_refused = |event: &[u8]| operator.consumers.iter().any(|it| it.refuses(event));
-    let refused = operator
-        .book
-        .read(|truth| truth.events.values().filter(|known| is_refused(&known.event.bytes)).count());
+    // A request that got 503 may be in the queue, and so may each copy that was sent after it.
+    let refused: usize = operator.book.read(|truth| {
+        let refused = truth.events.values().filter(|known| is_refused(&known.event.bytes));
+        refused.map(|known| copies(truth, known)).sum()
+    });
     loop {
         let metrics = operator.metrics();
         let waiting = metrics.as_ref().map(|metrics| {
