@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Runs the program of another architecture, which deploy/cross.sh has built, under qemu: the unit
+# tests, the demo, the integration tests that an emulator can run, and the sandbox on a real kernel.
+#
+#   deploy/test/cross.sh ARCH
+#
+# It needs root, and the tests and the program of this machine, which `./test cross` builds.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/../.."
+arch=$1
+place=$PWD/target/cross/$arch
+root=$PWD/target/cross/root
+say() { printf -- '-- %s\n' "$*"; }
+
+case $arch in
+amd64) emulator=() ;;
+arm64) emulator=("$root/usr/bin/qemu-aarch64") ;;
+ppc64le) emulator=("$root/usr/bin/qemu-ppc64le") ;;
+*) emulator=("$root/usr/bin/qemu-$arch") ;;
+esac
+foreign="${emulator[*]} $place/static/kube-audit-forwarder"
+
+say "$arch: --version and the demo, with an outage of 10 s"
+$foreign --version
+$foreign demo
+
+case $arch in arm64 | s390x) ;; *) exit ;; esac
+
+say "$arch: the unit tests"
+crates=()
+for crate in audit base config config-table evidence-log outputs queue transform verify; do crates+=(-p "$crate"); done
+deploy/cross.sh --in "$arch" cargo test --quiet --locked --lib "${crates[@]}"
+
+# The tests and the consumers are programs of this machine, and the relay is one of ARCH. A mark for
+# each test says whose turn it is. With "$native" each second start of a relay is this machine's own
+# program, so what one writes the other reads, and back.
+relays() {
+  local first=$1 second=$2 filter=$3
+  rm -rf "$place/turns"
+  mkdir -p "$place/turns"
+  cat >"$place/program" <<END
+#!/bin/sh
+turn="$place/turns/\$NEXTEST_TEST_NAME"
+case \$1 in
+run) if mkdir "\$turn" 2>/dev/null; then exec $first "\$@"; else rmdir "\$turn"; exec $second "\$@"; fi ;;
+*) exec $foreign "\$@" ;;
+esac
+END
+  chmod +x "$place/program"
+  KUBE_AUDIT_FORWARDER_PROGRAM=$place/program cargo nextest run --workspace --features kafka --locked \
+    --profile all --test it -E "$filter"
+}
+native=$PWD/${CARGO_TARGET_DIR:-target}/debug/kube-audit-forwarder
+
+say "$arch: the corpus through a relay, and TLS with both key exchanges"
+relays "$foreign" "$foreign" 'test(/^outputs::(tcp|http_output)::.*corpus/) + test(/^outputs::peers::rsyslog/)
+  + test(/^ingest::(tls|post_quantum)::/)'
+
+# What a queue, evidence, set-aside events, objects of S3 and resume files leave in a directory.
+directories='test(/^queue::(durability|kills|optional)::/) + test(/^operate::(upgrade|replay|replay_directory|commands_queue)::/)
+  + test(/^outputs::s3::an_object/) + test(/^outputs::set_aside::what_is_set_aside_on_disk/) + test(/^evidence::recorded::/)'
+say "$arch, then amd64: directories that go back and forth, with kills"
+relays "$foreign" "$native" "$directories"
+say "amd64, then $arch"
+relays "$native" "$foreign" "$directories"
+
+# An emulated process has neither Landlock nor seccomp, so a kernel is started.
+say "$arch: process.restrict on a kernel of Debian"
+disk=$root/tmp/disk
+rm -rf "$disk"
+mkdir -p "$disk"/{bin,proc,sys,dev,tmp,etc}
+install -m 755 "$root/kernels/$arch/busybox" "$disk/bin/busybox"
+install -m 755 "$place/static/kube-audit-forwarder" "$disk/bin/"
+for word in true sh sleep cat; do ln -s busybox "$disk/bin/$word"; done
+cat >"$disk/etc/relay.toml" <<'END'
+[process]
+restrict = "best_effort"
+[admin]
+address = "127.0.0.1:9090"
+[[listener]]
+address = "127.0.0.1:8080"
+[[output]]
+name = "out"
+type = "stdout"
+END
+cat >"$disk/init" <<'END'
+#!/bin/busybox sh
+export PATH=/bin
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox mount -t devtmpfs dev /dev
+busybox ifconfig lo up
+[ ! -x /bin/process ] || { /bin/process --test-threads 1; echo "unit tests: $?"; }
+busybox sed 's/best_effort/required/' /etc/relay.toml >/etc/required.toml
+kube-audit-forwarder check /etc/relay.toml; echo "best_effort: $?"
+kube-audit-forwarder check /etc/required.toml; echo "required: $?"
+kube-audit-forwarder run --config /etc/relay.toml &
+until kube-audit-forwarder healthcheck --config /etc/relay.toml; do sleep 1; done
+busybox wget -q -O - http://127.0.0.1:9090/status | busybox grep -o '"landlock_abi":[^}]*'
+kill $!; wait $!; echo "relay: $?"
+busybox poweroff -f
+END
+chmod +x "$disk/init"
+case $arch in
+arm64)
+  # The unit tests of the sandbox try each forbidden call.
+  tests=$(deploy/cross.sh --in "$arch" cargo test --locked --lib -p process --no-run --message-format json |
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+  install -m 755 "${tests/#\/source/.}" "$disk/bin/process"
+  machine=(qemu-system-aarch64 -M virt -append "console=ttyAMA0 quiet panic=-1")
+  expected=("unit tests: 0" "best_effort: 0" "required: 0" '"seccomp":true,"missing":null' "relay: 0")
+  ;;
+s390x)
+  machine=(qemu-system-s390x -M s390-ccw-virtio -append "quiet panic=-1")
+  expected=("best_effort: 0" "required: 2" '"seccomp":false,"missing":"seccomp (there is no filter for s390x)"' "relay: 0")
+  ;;
+esac
+chroot "$root" sh -c 'cd /tmp/disk && find . | cpio -o -H newc --quiet >../disk.cpio'
+timeout 600 chroot "$root" "${machine[@]}" -cpu max -m 2G -nographic -no-reboot -nic none \
+  -kernel "/kernels/$arch/vmlinuz" -initrd /tmp/disk.cpio | tee "$place/console"
+for line in "${expected[@]}"; do
+  grep -qF "$line" "$place/console" || { say "the kernel's console lacks: $line"; exit 1; }
+done
