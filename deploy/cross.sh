@@ -5,12 +5,12 @@
 #       does what deploy/static-binary.sh FEATURES DIRECTORY does, for ARCH: amd64, arm64, s390x or
 #       ppc64le. FEATURES "kafka" exists for amd64 and arm64
 #   deploy/cross.sh --in ARCH COMMAND...
-#       runs a command there, with this directory as /source: cargo builds for ARCH, and runs what it
-#       built under qemu
+#       runs a command there, with this directory as /source: cargo builds for ARCH, and runs what
+#       it built under qemu
 #   deploy/cross.sh --packages
 #       prints the packages of that Debian, as NAME:ARCHITECTURE=VERSION
 #
-# It needs root, debootstrap, and cargo. The Debian is a directory of 2 GB, target/cross/root: the
+# It needs root, debootstrap, and cargo. The Debian is a directory of 5 GB, target/cross/root: the
 # compilers come from Debian's development distribution, because no stable one has a Rust that is
 # new enough and the standard libraries for all four. Nothing of it is installed on this machine.
 # The same packages give the same bytes. The variable DEBIAN names another mirror: with a directory

@@ -162,9 +162,14 @@ pub(crate) fn files() -> Vec<String> {
 }
 
 /// Returns the path of the program under test. Cargo puts the program into the profile's directory,
-/// such as `target/debug`, and the tests' binary into `deps` below that.
+/// such as `target/debug`, and the tests' binary into `deps` below that. The variable
+/// `KUBE_AUDIT_FORWARDER_PROGRAM` names another program: `./test cross` sets it to one that runs
+/// the program of another architecture.
 pub(crate) fn binary() -> &'static str {
     static BINARY: LazyLock<String> = LazyLock::new(|| {
+        if let Ok(program) = std::env::var("KUBE_AUDIT_FORWARDER_PROGRAM") {
+            return program;
+        }
         let own = std::env::current_exe().expect("a path of this program");
         let profile = own.ancestors().nth(2).expect("the directory of the profile");
         let binary = profile.join("kube-audit-forwarder");
