@@ -359,8 +359,7 @@ mod peers {
         for (restrict, more) in fine {
             let (code, said) = check(restrict, more);
             assert_eq!(code, Some(0), "{restrict}: {said}");
-            let warns =
-                said.contains("process.restrict: is \"best_effort\", but this machine has no");
+            let warns = said.contains("warning: is \"best_effort\", but this machine has no");
             assert_eq!(warns, restrict == "best_effort", "{restrict}: {said}");
         }
     }
