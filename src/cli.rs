@@ -487,7 +487,9 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         let checked = config::read(&text, outputs::TYPES);
         let mut problems = relay::check::files(&checked);
         problems.extend(relay::check::room(&checked));
-        problems.extend(relay::check::kernel(&checked));
+        // `State::tell` logs what is missing under `best_effort`.
+        let kernel = relay::check::kernel(&checked);
+        problems.extend(kernel.filter(|problem| problem.severity == Severity::Error));
         problems.extend(relay::check::memory(&checked, telemetry::memory_limit()));
         checked.with(problems).strict()
     })?;
