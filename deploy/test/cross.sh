@@ -61,9 +61,11 @@ say "$arch: the corpus through a relay, and TLS with both key exchanges"
 relays "$foreign" "$foreign" 'test(/^outputs::(tcp|http_output)::.*corpus/) + test(/^outputs::peers::rsyslog/)
   + test(/^ingest::(tls|post_quantum)::/)'
 
-# What a queue, evidence, set-aside events, objects of S3 and resume files leave in a directory.
+# What a queue, evidence, set-aside events, objects of S3 and resume files leave in a directory. In
+# one test a relay starts while 2.5 s of replay last, which an emulated start takes longer than.
 directories='test(/^queue::(durability|kills|optional)::/) + test(/^operate::(upgrade|replay|replay_directory|commands_queue)::/)
-  + test(/^outputs::s3::an_object/) + test(/^outputs::set_aside::what_is_set_aside_on_disk/) + test(/^evidence::recorded::/)'
+  + test(/^outputs::s3::an_object/) + test(/^outputs::set_aside::what_is_set_aside_on_disk/) + test(/^evidence::recorded::/)
+  - test(=operate::replay_directory::a_relay_that_starts_meanwhile_is_told_and_nothing_is_left_out)'
 say "$arch, then amd64: directories that go back and forth, with kills"
 relays "$foreign" "$native" "$directories"
 say "amd64, then $arch"
@@ -101,7 +103,7 @@ kube-audit-forwarder check /etc/relay.toml; echo "best_effort: $?"
 kube-audit-forwarder check /etc/required.toml; echo "required: $?"
 kube-audit-forwarder run --config /etc/relay.toml &
 until kube-audit-forwarder healthcheck --config /etc/relay.toml; do sleep 1; done
-busybox wget -q -O - http://127.0.0.1:9090/status | busybox grep -o '"landlock_abi":[^}]*'
+busybox wget -q -O - http://127.0.0.1:9090/status | busybox grep -E '"(landlock_abi|seccomp|missing)"'
 kill $!; wait $!; echo "relay: $?"
 busybox poweroff -f
 END
@@ -113,11 +115,12 @@ arm64)
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
   install -m 755 "${tests/#\/source/.}" "$disk/bin/process"
   machine=(qemu-system-aarch64 -M virt -append "console=ttyAMA0 quiet panic=-1")
-  expected=("unit tests: 0" "best_effort: 0" "required: 0" '"seccomp":true,"missing":null' "relay: 0")
+  expected=("unit tests: 0" "best_effort: 0" "required: 0" '"seccomp": true' '"missing": null' "relay: 0")
   ;;
 s390x)
   machine=(qemu-system-s390x -M s390-ccw-virtio -append "quiet panic=-1")
-  expected=("best_effort: 0" "required: 2" '"seccomp":false,"missing":"seccomp (there is no filter for s390x)"' "relay: 0")
+  expected=("best_effort: 0" "required: 2" '"seccomp": false'
+    '"missing": "seccomp (there is no filter for s390x)"' "relay: 0")
   ;;
 esac
 chroot "$root" sh -c 'cd /tmp/disk && find . | cpio -o -H newc --quiet >../disk.cpio'
