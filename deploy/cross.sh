@@ -3,16 +3,18 @@
 #
 #   deploy/cross.sh ARCH FEATURES DIRECTORY
 #       does what deploy/static-binary.sh FEATURES DIRECTORY does, for ARCH: amd64, arm64, s390x or
-#       ppc64le. FEATURES "kafka" exists for amd64 and arm64
+#       ppc64le. FEATURES "kafka" exists for amd64 and arm64. DIRECTORY is a relative path, and is
+#       below this repository
 #   deploy/cross.sh --in ARCH COMMAND...
 #       runs a command there, with this directory as /source: cargo builds for ARCH, and runs what
 #       it built under qemu
 #   deploy/cross.sh --packages
 #       prints the packages of that Debian, as NAME:ARCHITECTURE=VERSION
 #
-# It needs root, debootstrap, and cargo. The Debian is a directory of 5 GB, target/cross/root: the
-# compilers come from Debian's development distribution, because no stable one has a Rust that is
-# new enough and the standard libraries for all four. Nothing of it is installed on this machine.
+# It needs root, debootstrap, and cargo, on amd64. The Debian is a directory of 5 GB,
+# target/cross/root: the compilers come from Debian's development distribution, because no
+# stable one has a Rust that is new enough and the standard libraries for all four.
+# Nothing of it is installed on this machine.
 # The same packages give the same bytes. The variable DEBIAN names another mirror: with a directory
 # of snapshot.debian.org, such as http://snapshot.debian.org/archive/debian/20261130T000000Z, the
 # packages are those of that day.
@@ -88,7 +90,7 @@ enter() {
     exec chroot "$root" env -i --chdir=/source "$@"
   ' sh "$root" "${CARGO_HOME:-$HOME/.cargo}" \
     PATH=/usr/sbin:/usr/bin HOME=/root CARGO_HOME=/cargo CARGO_NET_OFFLINE=true \
-    CARGO_BUILD_TARGET="$triple" CARGO_TARGET_DIR="/source/target/cross/$machine" "${name}_LINKER=$gcc-gcc" "${name}_RUNNER=$qemu" \
+    CARGO_BUILD_TARGET="$triple" CARGO_TARGET_DIR="/source/target/cross/$machine" "${name}_LINKER=$gcc-gcc" ${qemu:+"${name}_RUNNER=$qemu"} \
     "${name}_RUSTFLAGS=-C target-feature=+crt-static" \
     OBJCOPY="$gcc-objcopy" OPENSSL_LIB_DIR="/usr/lib/$gcc" \
     ${KUBE_AUDIT_FORWARDER_REVISION:+KUBE_AUDIT_FORWARDER_REVISION="$KUBE_AUDIT_FORWARDER_REVISION"} "$@"

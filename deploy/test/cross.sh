@@ -15,7 +15,6 @@ say() { printf -- '-- %s\n' "$*"; }
 case $arch in
 amd64) emulator=() ;;
 arm64) emulator=("$root/usr/bin/qemu-aarch64") ;;
-ppc64le) emulator=("$root/usr/bin/qemu-ppc64le") ;;
 *) emulator=("$root/usr/bin/qemu-$arch") ;;
 esac
 foreign="${emulator[*]} $place/static/kube-audit-forwarder"

@@ -445,8 +445,8 @@ impl Aside {
     }
 
     /// Returns `true` while the event that is tried next waits for its file. If other events were
-    /// sent meanwhile, they would get the address that this event must ask, and this event would
-    /// get theirs (seed 3401060802 of the simulator).
+    /// sent during this time, they would get the address that this event must ask, and this event
+    /// would get theirs (seed 3401060802 of the simulator).
     pub(super) fn awaits_next(&self) -> bool {
         self.next.is_some() && matches!(self.reading, Reading::Under(..))
     }
