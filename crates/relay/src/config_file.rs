@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::again::Again;
 use super::error::Refused;
+use super::open_files;
 use super::waiting::in_time;
 use super::watch;
 use super::watch::Watch;
@@ -34,8 +35,9 @@ impl ConfigFile {
     /// notices every later change. Blocks the thread.
     pub(crate) fn new(path: Option<PathBuf>, config: &Config, reloads: ReloadMetrics) -> Self {
         let (files, seen) = look(path.as_ref());
-        let is_config = |checked: &Checked| checked.config.as_ref() == Some(config);
-        let is_in_use = path.is_none() || read_config(path.as_ref()).is_ok_and(|it| is_config(&it));
+        let is_config = |written: &Config| open_files::is_fitted(config, written);
+        let is_in_use = path.is_none()
+            || read_config(path.as_ref()).is_ok_and(|it| it.config.as_ref().is_some_and(is_config));
         let watch = Watch::new(files, if is_in_use { seen } else { watch::Seen::default() });
         Self { path, watch, again: Again::default(), problems: Vec::new(), reloads }
     }

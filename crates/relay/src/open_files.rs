@@ -18,10 +18,7 @@ const FILES_OF_PART: u64 = 16;
 /// reload need.
 pub(crate) fn fit(config: &mut Config) {
     let max = process::open_files_max();
-    let parts = config.outputs.len() + config.sources.len();
-    let probes = config.admin.probe_address.map_or(0, |_| FILES_OF_PROBES);
-    let others = (OWN_FILES + probes + FILES_OF_PART * parts as u64).min(max / 2);
-    let room = usize::try_from(max - others).unwrap_or(usize::MAX);
+    let room = room(config, max);
     let configured = config.limits.max_connections;
     if configured > room {
         tracing::warn!(
@@ -33,4 +30,20 @@ pub(crate) fn fit(config: &mut Config) {
         );
         config.limits.max_connections = room;
     }
+}
+
+/// Whether `used`, which [`fit`] may have changed, was `written` in the file.
+pub(crate) fn is_fitted(used: &Config, written: &Config) -> bool {
+    let mut fitted = written.clone();
+    let room = room(&fitted, process::open_files_max());
+    fitted.limits.max_connections = fitted.limits.max_connections.min(room);
+    fitted == *used
+}
+
+/// The number of connections that have room in a limit of `max` open files.
+fn room(config: &Config, max: u64) -> usize {
+    let parts = config.outputs.len() + config.sources.len();
+    let probes = config.admin.probe_address.map_or(0, |_| FILES_OF_PROBES);
+    let others = (OWN_FILES + probes + FILES_OF_PART * parts as u64).min(max / 2);
+    usize::try_from(max - others).unwrap_or(usize::MAX)
 }

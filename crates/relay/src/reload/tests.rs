@@ -315,6 +315,24 @@ async fn a_config_that_changes_while_the_relay_starts_is_noticed() {
     }
 }
 
+/// Method: the process may have 256 open files, so that `limits.max_connections` is lowered.
+#[tokio::test]
+async fn a_limit_that_is_lowered_at_the_start_is_no_change_of_the_file() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum }).expect("lowered");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("relay.toml");
+    let content = format!("{BASE}{}", dead_end("a", ""));
+    std::fs::write(&file, &content).expect("written");
+    let mut config = read(&content);
+    open_files::fit(&mut config);
+    assert_ne!(config, read(&content));
+    let mut parts = start(Some(file), config, &[], None).await.expect("it starts");
+    let changed = tokio::time::timeout(Duration::from_secs(3), parts.file.watch.changed()).await;
+    assert!(changed.is_err());
+}
+
 /// Method: each config changes many settings and has one fault. The reloads fail at different
 /// steps: the last one after some outputs have joined the queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
