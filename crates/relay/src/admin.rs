@@ -224,7 +224,7 @@ impl Admin {
 
     /// Notes that the start of the relay is over: `/readyz` responds with 200 until the drain.
     pub fn started(&self) {
-        self.started.store(true, Ordering::Relaxed);
+        self.started.store(true, Ordering::Release);
     }
 
     /// Notes the error of an address for which a reload waits; `None` if no reload waits.
@@ -321,7 +321,8 @@ impl Admin {
     /// states and certificates are shown. Until the start is over the config's parts are not known,
     /// and the result is always `true`.
     fn has(&self, place: &str, name: &str) -> bool {
-        if !self.started.load(Ordering::Relaxed) {
+        // A start that is over has shown its parts.
+        if !self.started.load(Ordering::Acquire) {
             return true;
         }
         let shown = self.shown.load();

@@ -97,7 +97,7 @@ impl Mapped {
             return Ok(());
         }
         // SAFETY: a resize is unsound only if the mapping is of a file that is shorter, and this
-        // mapping is anonymous; pages beyond its old size are zeros. The mapping may move, and
+        // mapping is anonymous, so the kernel has set each of its bytes. The mapping may move, and
         // `&mut self` proves that nobody holds a reference into it.
         unsafe { map.remap(size, RemapOptions::new().may_move(true)) }
     }
