@@ -512,14 +512,12 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
             }
         }
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "the relay is starting");
-    if let scanner @ (Isa::Portable | Isa::Sse2) = Isa::best() {
-        tracing::info!(
-            scanner = scanner.name(),
-            "the scanner of bodies runs without AVX2 and NEON, and takes 2 to 3 times as many \
-             instructions"
-        );
-    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        scanner = Isa::best().name(),
+        config = name,
+        "the relay is starting"
+    );
     let result = restricted.and_then(|state| {
         state.tell();
         run_relay(file, config.clone())

@@ -35,6 +35,10 @@ fn version_says_revision_features_and_the_versions_of_each_format() {
         revision(),
     );
     assert_eq!(stdout, expected);
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(sink.address(), ""));
+    assert_eq!(relay.wait_for_log("the relay is starting", PATIENCE)["scanner"], scanner);
+    relay.finish(Backlog::Empty);
 }
 
 #[test]
