@@ -8,7 +8,6 @@
 # in target/release-of-tag, that key in target/release.pub, and the lines of CHANGELOG.md about this
 # version in target/notes.md.
 set -euo pipefail
-umask 077
 fail() { echo "release-of-tag.sh: $*" >&2; exit 1; }
 
 tag=${1:?usage: deploy/release-of-tag.sh TAG [OPTION...]}
@@ -19,8 +18,9 @@ version=${tag#v}
 cd "$(dirname "$(realpath "$0")")/.."
 
 mkdir -p target
-# The key is a file only as long as it is used, and only for this user.
-key=$(mktemp)
+# The key is a file only as long as it is used, and only for this user. Another user publishes what
+# is in target.
+key=$(umask 077 && mktemp)
 trap 'rm -f "$key"' EXIT
 printf '%s\n' "$RELEASE_KEY" >"$key"
 unset RELEASE_KEY
