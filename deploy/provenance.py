@@ -32,7 +32,7 @@ def main() -> None:
         "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
             "buildDefinition": {
-                "buildType": f"{place}/docs/operating/releases.md#provenance",
+                "buildType": f"{place}/docs/operating/releases.md#the-files",
                 "externalParameters": {"version": version, "source": f"git+{source}"},
                 "resolvedDependencies": [
                     {"uri": f"git+{source}@{revision}", "digest": {"gitCommit": revision}},

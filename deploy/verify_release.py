@@ -210,6 +210,11 @@ def check_provenance(directory, names, sums):
     return f"PROVENANCE.json says that the {len(found)} other files were made of the commit {revision}"
 
 
+def package_of(flavour, arch):
+    """The name of the Debian package of a flavour, such as kube-audit-forwarder-0.2.0."""
+    return re.sub(r"-([0-9]+\.[0-9]+\.[0-9].*)$", r"_\1_", flavour) + DEBIAN.get(arch, arch) + ".deb"
+
+
 def check_program(directory, flavour, arch, image, names):
     """Checks one program, its SBOM and its image, and returns how many crates and files they have."""
     stem = f"{flavour}-linux-{arch}"
@@ -230,7 +235,7 @@ def check_program(directory, flavour, arch, image, names):
     different = sorted(name for name in files.keys() | image.keys() if files.get(name) != image.get(name))
     check(not different, f"{stem}: SBOM and image differ in {', '.join(different)}")
     check(image.get(f"/usr/bin/{NAME}") == sha256(program), f"{stem}: the image has another program")
-    package = re.sub(r"-([0-9][^-]*)$", r"_\1_", flavour) + DEBIAN.get(arch, arch) + ".deb"
+    package = package_of(flavour, arch)
     if package in names:
         inside = program_of_package((directory / package).read_bytes())
         check(inside == program, f"{package}: the package has another program than the archive")
@@ -244,6 +249,9 @@ def check_programs(directory, names):
         if match := re.fullmatch(r"(.+)-linux-([a-z0-9]+)\.tar\.gz", name):
             found.setdefault(match[1], []).append(match[2])
     check(found, "the release has no program")
+    known = {package_of(flavour, arch) for flavour, archs in found.items() for arch in archs}
+    unknown = sorted(name for name in names if name.endswith(".deb") and name not in known)
+    check(not unknown, f"packages without a program: {', '.join(unknown)}")
     for flavour, archs in found.items():
         check(f"{flavour}.oci.tar" in names, f"{flavour}.oci.tar is missing")
         images = images_of(directory / f"{flavour}.oci.tar")
