@@ -54,7 +54,15 @@ esac
 set -- build --file deploy/Containerfile --tag "$image"
 case ${engine##*/} in docker) ;; *) set -- "$@" --format docker ;; esac
 [ -z "${ARCH:-}" ] || set -- "$@" --platform "linux/$ARCH"
+[ -z "${ARCH:-}" ] || [ -n "${PROGRAM:-}" ] || fail "ARCH is that of PROGRAM, which is not set"
 if [ -n "${PROGRAM:-}" ]; then
+  arch=${ARCH:-$(uname -m | sed -e s/x86_64/amd64/ -e s/aarch64/arm64/)}
+  # The number of the machine in the head of an ELF file.
+  case $(od -An -tx1 -j 18 -N 2 "$PROGRAM") in
+  " 3e 00") machine=amd64 ;; " b7 00") machine=arm64 ;; " 00 16") machine=s390x ;; " 15 00") machine=ppc64le ;;
+  *) machine="no known machine" ;;
+  esac
+  [ "$machine" = "$arch" ] || fail "$PROGRAM is for $machine, and ARCH is $arch"
   deploy/image-root.sh "$PROGRAM" target/image
   set -- "$@" --build-arg BINARY=prebuilt
 else
