@@ -29,6 +29,8 @@ say() { printf -- '-- %s\n' "$*" >&2; }
 fail() { echo "release.sh: $*" >&2; exit 1; }
 
 NAME=kube-audit-forwarder
+# shellcheck source=deploy/architectures.sh
+. "$(dirname "$(realpath "$0")")/architectures.sh"
 
 version="" output="" key="" programs=""
 flavours=(default kafka) chosen=()
@@ -42,7 +44,8 @@ while [ "$#" -gt 0 ]; do
     --key) key=$(realpath "$2") ;;
     --programs) programs=$(realpath "$2") ;;
     --arch)
-      case $2 in amd64 | arm64 | s390x | ppc64le) chosen+=("$2") ;; *) usage >&2; exit 2 ;; esac
+      target_of "$2" >/dev/null || { usage >&2; exit 2; }
+      chosen+=("$2")
       ;;
     --flavour)
       case $2 in default | kafka) flavours=("$2") ;; *) usage >&2; exit 2 ;; esac
@@ -90,25 +93,14 @@ if [ $((epoch - locked)) -gt $((45 * 86400)) ]; then
   say "note: Cargo.lock is of $(date -u -d "@$locked" +%F); CONTRIBUTING.md asks for updates first"
 fi
 
-# The names of the architecture $1 in Rust's targets, and in Debian.
-target_of() {
-  case $1 in
-  amd64) echo x86_64-unknown-linux-gnu ;;
-  arm64) echo aarch64-unknown-linux-gnu ;;
-  ppc64le) echo powerpc64le-unknown-linux-gnu ;;
-  *) echo "$1-unknown-linux-gnu" ;;
-  esac
-}
-debian_of() { case $1 in ppc64le) echo ppc64el ;; *) echo "$1" ;; esac; }
-
 host=$(rustc -vV | sed -n 's/^host: //p')
 own=""
 for arch in amd64 arm64; do [ "$(target_of "$arch")" != "$host" ] || own=$arch; done
 [ -n "$own" ] || fail "a release is made on amd64 or arm64, not on $host"
 # This machine's own is the first: its program runs here, and prints the man pages of all.
 archs=("$own")
-[ "${#chosen[@]}" -gt 0 ] || chosen=(amd64 arm64 s390x ppc64le)
-for arch in amd64 arm64 s390x ppc64le; do
+[ "${#chosen[@]}" -gt 0 ] || chosen=("${architectures[@]}")
+for arch in "${architectures[@]}"; do
   case "$arch ${chosen[*]} " in "$own "*) ;; *" $arch "*) archs+=("$arch") ;; esac
 done
 
@@ -286,7 +278,7 @@ for flavour in "${flavours[@]}"; do
   features=$flavour
   [ "$flavour" != default ] || features=""
   for arch in "${archs[@]}"; do
-    case $flavour:$arch in kafka:s390x | kafka:ppc64le) continue ;; esac
+    has_flavour "$flavour" "$arch" || { say "there is no $flavour for $arch"; continue; }
     program "$flavour" "$features" "$arch"
     say "the image and the SBOM of the flavour $flavour for $arch"
     image "$flavour" "$arch"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the files of a release, as somebody reads them who has only these files and the sources.
 
-Usage: deploy/test/release.py DIRECTORY VERSION PROGRAMS HELM
+Usage: deploy/test/release.py DIRECTORY VERSION PROGRAMS HELM ARCH...
 
 PROGRAMS/FLAVOUR/ARCH has the program that was packaged. HELM is the command helm.
 """
@@ -50,9 +50,9 @@ def run(*command: str) -> str:
 
 
 class Release:
-    def __init__(self, directory: str, version: str, programs: str, helm: str) -> None:
+    def __init__(self, directory: str, version: str, programs: str, helm: str, *archs: str) -> None:
         self.directory, self.version, self.programs = Path(directory), version, Path(programs)
-        self.helm = str(Path(helm).absolute())
+        self.helm, self.archs = str(Path(helm).absolute()), archs
         self.epoch = int(run("git", "log", "-1", "--format=%ct"))
         self.revision = run("git", "rev-parse", "HEAD").strip()
 
@@ -112,7 +112,9 @@ class Release:
         index = json.loads(blob(entry))
         platforms = [it["platform"] for it in index["manifests"]]
         wanted = [{"architecture": arch, "os": "linux"} for arch in archs]
-        wanted[archs.index("arm64")]["variant"] = "v8"
+        for it in wanted:
+            if it["architecture"] == "arm64":
+                it["variant"] = "v8"
         key = lambda it: it["architecture"]  # noqa: E731
         check(sorted(platforms, key=key) == sorted(wanted, key=key), f"{file}: {platforms}")
         blobs = {name for name in archive.getnames() if name.startswith("blobs/sha256/")}
@@ -281,7 +283,7 @@ class Release:
         check(files == listed | {"SHA256SUMS", "SHA256SUMS.sig"}, files ^ listed)
         for flavour, features, name in (("default", "", NAME), ("kafka", "kafka", f"{NAME}-kafka")):
             # librdkafka is not built for the others.
-            archs = [arch for arch in ARCHS if flavour == "default" or arch in ("amd64", "arm64")]
+            archs = [arch for arch in self.archs if flavour == "default" or arch in ("amd64", "arm64")]
             self.images(flavour, name, archs)
             for arch in archs:
                 self.program(flavour, name, arch)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Tests deploy/release.sh, without network.
 #
-#   deploy/test/release.sh package DIRECTORY PYTHON HELM
+#   deploy/test/release.sh package DIRECTORY PYTHON HELM [ARCH...]
 #       Packages the files kube-audit-forwarder and kube-audit-forwarder.debug of DIRECTORY, twice,
 #       in different surroundings. Verifies both releases as docs/operating/releases.md tells it,
 #       and runs the released image. PYTHON has the packages of tests/peers/requirements.txt,
-#       HELM is the command helm. It takes root, as buildah does. The programs of the other
-#       architectures are those below target/cross that `./test cross` has built since Cargo.lock
-#       changed. Without them, this machine's own is packaged in their place, with their headers.
+#       HELM is the command helm. It takes root, as buildah does. Each ARCH is packaged beside this
+#       machine's own architecture: its program is that below target/cross which `./test cross` has
+#       built. Without an ARCH, one stands for the others: this machine's program with the headers
+#       of one for s390x.
 #   deploy/test/release.sh rebuild FLAVOUR DIRECTORY
 #       Builds the flavour (default or kafka) in a clone elsewhere, in different surroundings.
 #       Expects the bytes of the two files in DIRECTORY, which deploy/static-binary.sh made here.
@@ -17,6 +18,8 @@ say() { printf '\n-- %s\n' "$*"; }
 fail() { echo "test/release.sh: $*" >&2; exit 1; }
 
 NAME=kube-audit-forwarder
+# shellcheck source=deploy/architectures.sh
+. "$(dirname "$(realpath "$0")")/../architectures.sh"
 
 # Makes a copy of the tracked files and of the history in the directory $1.
 clone() {
@@ -62,16 +65,6 @@ unverified() {
   grep "^NOT VERIFIED: " <<<"$said" | grep -qF -- "$expected" || fail "\"$expected\" is not in: $said"
 }
 
-# The target of Rust for the architecture $1.
-target_of() {
-  case $1 in
-  amd64) echo x86_64-unknown-linux-gnu ;;
-  arm64) echo aarch64-unknown-linux-gnu ;;
-  s390x) echo s390x-unknown-linux-gnu ;;
-  ppc64le) echo powerpc64le-unknown-linux-gnu ;;
-  esac
-}
-
 # Gives the program $1 of this machine the headers of one for the architecture $2. In those for IBM
 # Z, the highest byte of a number is the first.
 look_like() {
@@ -94,16 +87,19 @@ END
 # flavour kafka is the same program here, but records that flavour's crates.
 programs() {
   local directory=$1 flavour features each place real
+  say "the programs for ${archs[*]}"
+  [ "$foreign" = real ] || say "that for ${archs[1]} is this machine's own, with other headers"
   for flavour in default kafka; do
     features=${flavour#default}
     for each in "${archs[@]}"; do
-      case $flavour:$each in kafka:s390x | kafka:ppc64le) continue ;; esac
+      has_flavour "$flavour" "$each" || continue
       place=$work/programs/$flavour/$each real=target/cross/$each${features:+-$features}/static
       mkdir -p "$place"
       if [ "$each" = "$arch" ]; then
         cp "$directory/$NAME" "$directory/$NAME.debug" "$place/"
         [ "$flavour" = kafka ] || continue
-      elif [ "$real/$NAME" -nt Cargo.lock ]; then
+      elif [ "$foreign" = real ]; then
+        [ -f "$real/$NAME" ] || fail "$real/$NAME is missing: ./test cross builds it"
         cp "$real/$NAME" "$real/$NAME.debug" "$place/"
         continue
       else
@@ -210,10 +206,11 @@ verified_by_command() {
   unverified "${bom%.cdx.json}: SBOM and image differ in /etc/passwd" "$key" "$bad"
   copy && index_changed '.manifests |= map(select(.platform.architecture | IN("amd64", "arm64")))' \
     "$NAME-$version.oci.tar" "$NAME-kafka-$version.oci.tar"
-  unverified "$NAME-kafka-$version-linux-amd64: SBOM and image differ in /usr/bin/$NAME" "$key" "$bad"
+  unverified "SBOM and image differ in /usr/bin/$NAME" "$key" "$bad"
   # An architecture has another image, or none, or another program.
   copy && index_changed 'del(.manifests[-1])' "$NAME-$version.oci.tar" "$NAME-$version.oci.tar"
-  unverified "$NAME-$version: programs for ['amd64', 'arm64', 'ppc64le', 's390x'], and images for [" "$key" "$bad"
+  unverified "$NAME-$version: programs for ['$(printf '%s\n' "${archs[@]}" | sort | paste -s -d , |
+    sed "s/,/', '/g")'], and images for [" "$key" "$bad"
   copy && index_changed '.manifests[0].platform.architecture = "riscv64"' "$NAME-$version.oci.tar" "$NAME-$version.oci.tar"
   unverified "$NAME-$version.oci.tar: the image for riscv64 is for $arch" "$key" "$bad"
   for other in "${archs[@]}"; do
@@ -232,6 +229,9 @@ verified_by_command() {
   copy && cp -f --remove-destination "$release/$NAME-kafka_${version}_$arch.deb" "$bad/${NAME}_${version}_$arch.deb"
   provenance_again "$bad" && sign_again "$work/ed25519.key" "$bad"
   unverified "the package has another program than the archive" "$key" "$bad"
+  copy && mv "$bad/${NAME}_${version}_$arch.deb" "$bad/${NAME}_${version}_all.deb"
+  provenance_again "$bad" && sign_again "$work/ed25519.key" "$bad"
+  unverified "packages without a program: ${NAME}_${version}_all.deb" "$key" "$bad"
   # The provenance is of another commit, or not of these files.
   copy && changed '(.predicate.buildDefinition.resolvedDependencies[].digest | select(.gitCommit)).gitCommit = "0"' \
     PROVENANCE.json && sign_again "$work/ed25519.key" "$bad"
@@ -340,8 +340,9 @@ published() {
       echo "$flavour $each" >>"$work/pulled.list"
     done
   done
-  [ "$(sort "$work/pulled.list" | tr '\n' ',')" = "default amd64,default arm64,default ppc64le,default s390x,kafka amd64,kafka arm64," ] ||
-    fail "the registry has the images for $(cat "$work/pulled.list")"
+  for flavour in default kafka; do
+    for each in "${archs[@]}"; do ! has_flavour "$flavour" "$each" || echo "$flavour $each"; done
+  done | diff <(sort "$work/pulled.list") <(sort) || fail "the registry has images for other architectures"
   (cd "$work" && "$helm" pull --plain-http "oci://$place/org/charts/$NAME" --version "$version")
   cmp "$work/$NAME-$version.tgz" "$release/$NAME-$version.tgz" || fail "the registry has another chart"
   # A tag that names another image is not moved.
@@ -406,7 +407,7 @@ of_pages() {
 # Without a release, a reader makes the image: for the registry $1, and for clusters without one.
 # kind and k3s are stand-ins, which read the image's file as those do.
 of_a_clone() {
-  local place=$1 image program
+  local place=$1 image program other=${archs[1]}
   export ENGINE=buildah PROGRAM=$work/programs/default/$arch/$NAME
   export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot CONTAINERS_STORAGE_CONF=$work/storage.conf
   printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$work/storage" "$work/storage-run" \
@@ -417,10 +418,14 @@ of_a_clone() {
   [ "$(skopeo inspect --tls-verify=false --config "docker://$image" | jq -r .config.User)" = 65532:65532 ] ||
     fail "$image is not our image"
   # For the nodes of another architecture.
-  image=$(ARCH=s390x PROGRAM=$work/programs/default/s390x/$NAME deploy/image.sh "$place/mine/$NAME:z" 2>"$work/image.log") ||
+  image=$(ARCH=$other PROGRAM=$work/programs/default/$other/$NAME deploy/image.sh "$place/mine/$NAME:z" 2>"$work/image.log") ||
     fail "$(cat "$work/image.log")"
-  [ "$(skopeo inspect --tls-verify=false --override-arch s390x --config "docker://$image" | jq -r .architecture)" = s390x ] ||
-    fail "$image is not for s390x"
+  [ "$(skopeo inspect --tls-verify=false --override-arch "$other" --config "docker://$image" | jq -r .architecture)" = "$other" ] ||
+    fail "$image is not for $other"
+  refused "is for $arch, and ARCH is $other" env "ARCH=$other" deploy/image.sh "$place/mine/$NAME:z"
+  refused "is for $other, and ARCH is $arch" env -u ARCH "PROGRAM=$work/programs/default/$other/$NAME" \
+    deploy/image.sh "$place/mine/$NAME:z"
+  refused "ARCH is that of PROGRAM" env -u PROGRAM "ARCH=$other" deploy/image.sh "$place/mine/$NAME:z"
   for program in kind k3s; do
     cat >"$work/reader/bin/$program" <<'END'
 #!/bin/sh
@@ -462,7 +467,7 @@ prepared() {
 
 # What the workflow of a release runs, in a clone with the tag.
 of_tag() {
-  local place="$work/a clone elsewhere" key
+  local place="$work/a clone elsewhere" key unreadable
   refused "the tag 1 is not v and a version" "$place/deploy/release-of-tag.sh" 1
   refused "RELEASE_KEY is empty" "$place/deploy/release-of-tag.sh" "v$version"
   key=$(cat "$work/ed25519.key")
@@ -474,19 +479,28 @@ of_tag() {
   prepared "$place" "$work/ed25519.pub" none
   RELEASE_KEY=$key refused "do not say that $version exists" "$place/deploy/release-of-tag.sh" "v$version"
   prepared "$place" "$work/ed25519.pub"
-  RELEASE_KEY=$key "$place/deploy/release-of-tag.sh" "v$version" --programs "$work/programs" >/dev/null
+  # One image, because release.sh has made all of them above.
+  local options=(--programs "$work/programs" --flavour default --arch "$arch")
+  RELEASE_KEY=$key "$place/deploy/release-of-tag.sh" "v$version" "${options[@]}" >/dev/null
   cmp "$place/target/release.pub" "$work/ed25519.pub"
+  # The steps after this one publish as another user.
+  unreadable=$(find "$place/target" ! -perm -o=r)
+  [ -z "$unreadable" ] || fail "the user who publishes can't read $unreadable"
   grep -q "^## $version" "$place/target/notes.md" || fail "the notes are not about $version"
-  "$place/deploy/release.sh" "$version" --programs "$work/programs" --output "$work/of-tag" \
-    --key "$work/ed25519.key" >/dev/null
+  "$place/deploy/release.sh" "$version" "${options[@]}" --output "$work/of-tag" --key "$work/ed25519.key" >/dev/null
   diff -r "$work/of-tag" "$place/target/release-of-tag" || fail "the release of the tag has other bytes"
 }
 
 package() {
-  local directory python=$2 helm version arch archs=(amd64 arm64 s390x ppc64le) each
+  local directory python=$2 helm version arch archs=() foreign=real each wanted=()
   directory=$(realpath "$1") helm=$(realpath "$3")
   version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
   case $(uname -m) in x86_64) arch=amd64 ;; *) arch=arm64 ;; esac
+  shift 3
+  [ "$#" -gt 0 ] || { set -- s390x && foreign=borrowed; }
+  archs=("$arch")
+  for each in "$@"; do [ "$each" = "$arch" ] || archs+=("$each"); done
+  for each in "${archs[@]}"; do wanted+=(--arch "$each"); done
   openssl genpkey -algorithm ED25519 -out "$work/ed25519.key"
   openssl pkey -in "$work/ed25519.key" -pubout -out "$work/ed25519.pub"
   openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$work/ecdsa.key" 2>/dev/null
@@ -511,8 +525,9 @@ package() {
     --flavour default --arch "$arch" --key "$work/rsa.key" --output "$work/refused"
 
   say "two runs, here and elsewhere"
-  deploy/release.sh "$version" --programs "$work/programs" --output "$work/first" --key "$work/ed25519.key"
-  elsewhere "$work/a clone elsewhere/deploy/release.sh" "$version" --programs "$work/programs" \
+  deploy/release.sh "$version" --programs "$work/programs" "${wanted[@]}" --output "$work/first" \
+    --key "$work/ed25519.key"
+  elsewhere "$work/a clone elsewhere/deploy/release.sh" "$version" --programs "$work/programs" "${wanted[@]}" \
     --output "$work/second" --key "$work/ed25519.key" >/dev/null
   diff -r "$work/first" "$work/second" || fail "two runs have made different bytes"
 
@@ -522,9 +537,8 @@ package() {
   verified "$work/first" "$work/ed25519.pub" verify_ed25519
   # In the place of an earlier release, with fewer architectures and a key of the other kind.
   deploy/release.sh "$version" --programs "$work/programs" --flavour default --arch "$arch" \
-    --arch s390x --output "$work/second" --key "$work/ecdsa.key" >/dev/null
-  for each in "${archs[@]}"; do
-    case $each in "$arch" | s390x) continue ;; esac
+    --output "$work/second" --key "$work/ecdsa.key" >/dev/null
+  for each in "${archs[@]:1}"; do
     [ ! -e "$work/second/$NAME-$version-linux-$each.tar.gz" ] || fail "--arch has not left out $each"
   done
   [ ! -e "$work/second/$NAME-kafka-$version-linux-$arch.tar.gz" ] || fail "a file of the earlier release"
@@ -534,7 +548,7 @@ package() {
 
   say "the files"
   "$python" tests/peers/sbom.py "$work/first"/*.cdx.json
-  python3 deploy/test/release.py "$work/first" "$version" "$work/programs" "$helm"
+  python3 deploy/test/release.py "$work/first" "$version" "$work/programs" "$helm" "${archs[@]}"
 
   say "a registry has what was published"
   published "$work/first" "$work/ed25519.pub" "$helm"
@@ -572,7 +586,7 @@ end() {
 }
 trap end EXIT
 case $#:${1:-} in
-4:package) package "$2" "$3" "$4" ;;
+[4-9]:package) package "${@:2}" ;;
 3:rebuild) rebuild "$2" "$3" ;;
-*) fail "usage: deploy/test/release.sh package DIRECTORY PYTHON HELM | rebuild FLAVOUR DIRECTORY" ;;
+*) fail "usage: deploy/test/release.sh package DIRECTORY PYTHON HELM [ARCH...] | rebuild FLAVOUR DIRECTORY" ;;
 esac
