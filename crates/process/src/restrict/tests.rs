@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::{fs, thread};
 
@@ -71,9 +72,9 @@ fn what_the_config_does_not_name_cannot_be_opened() {
         assert!(std::net::ToSocketAddrs::to_socket_addrs("localhost:1").is_ok());
 
         let refused = |result: io::Result<()>, what: &str| {
-            assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied, "{what}");
+            assert_eq!(result.expect_err(what).kind(), ErrorKind::PermissionDenied, "{what}");
         };
-        for file in ["/etc/passwd", "/etc/shadow", "/etc", "/proc/1/environ", "/bin/true"] {
+        for file in ["/etc/passwd", "/etc/shadow", "/etc", "/bin/true"] {
             refused(fs::File::open(file).map(drop), file);
         }
         refused(fs::read(root.path().join("other")).map(drop), "beside the directories");
@@ -83,6 +84,21 @@ fn what_the_config_does_not_name_cannot_be_opened() {
         refused(symlink("/etc/passwd", spool.join("link")), "a link");
     });
     assert_eq!(fs::read(&token).unwrap(), b"secret");
+}
+
+/// Root with all capabilities may read it on Linux 7.
+#[test]
+fn the_environment_of_another_process_of_the_same_user_cannot_be_read() {
+    let mut other =
+        Command::new("/bin/sleep").arg("60").uid(OWN_USER).gid(OWN_USER).spawn().unwrap();
+    let environ = format!("/proc/{}/environ", other.id());
+    assert!(fs::read(&environ).is_ok());
+    restricted_as(OWN_USER, open(Restrict::Required, &[], &[]), |_| {
+        fs::read("/proc/1/stat").unwrap();
+        assert_eq!(fs::read(&environ).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    });
+    other.kill().unwrap();
+    other.wait().unwrap();
 }
 
 #[test]
