@@ -94,6 +94,7 @@ enter() {
     mkdir -p "$root/cargo/registry"
     mount --bind "$cargo/registry" "$root/cargo/registry"
     mount -t proc proc "$root/proc"
+    mount -t sysfs sys "$root/sys"
     mount --bind /dev "$root/dev"
     mount -t tmpfs tmp "$root/tmp"
     exec chroot "$root" env -i --chdir=/source "$@"
@@ -103,6 +104,17 @@ enter() {
     "${name}_RUSTFLAGS=-C target-feature=+crt-static" \
     OBJCOPY="$gcc-objcopy" OPENSSL_LIB_DIR="/usr/lib/$gcc" \
     ${KUBE_AUDIT_FORWARDER_REVISION:+KUBE_AUDIT_FORWARDER_REVISION="$KUBE_AUDIT_FORWARDER_REVISION"} "$@"
+}
+
+# The build of librdkafka knows no target: it takes these, and the programs of the machine itself
+# (HOST_) are built by others.
+tools=()
+tools() {
+  local name prefix
+  prefix=$(target_of "$1")
+  prefix=${prefix/-unknown/}
+  tools=(env HOST_CC=gcc HOST_CXX=g++ HOST_AR=ar CC="$prefix-gcc" CXX="$prefix-g++")
+  for name in AR LD NM OBJDUMP RANLIB STRIP; do tools+=("$name=$prefix-${name,,}"); done
 }
 
 case "${1:-} $#" in
@@ -119,7 +131,9 @@ case "${1:-} $#" in
   features=${2:-}
   case ${3:-} in /* | *..*) fail "DIRECTORY is a relative path below this repository, not $3" ;; esac
   has_flavour "${features:-default}" "$1" || fail "there is no Kafka for $1"
-  enter "$1" deploy/static-binary.sh "$features" "${3:-target/cross/$1${features:+-$features}}"
+  set -- "$1" deploy/static-binary.sh "$features" "${3:-target/cross/$1${features:+-$features}}"
+  [ -z "$features" ] || tools "$1"
+  enter "$1" "${tools[@]}" "${@:2}"
   ;;
 *) usage ;;
 esac
