@@ -28,7 +28,7 @@ PATH=$PATH:/usr/sbin:/sbin
 
 packages=(binutils ca-certificates cargo g++ gcc libc6-dev make pkgconf python3 rustc
   g++-aarch64-linux-gnu gcc-{s390x,powerpc64le}-linux-gnu libc6-dev-{arm64,s390x,ppc64el}-cross
-  libstd-rust-dev:{arm64,s390x,ppc64el} libssl-dev libssl-dev:arm64
+  libstd-rust-dev:{arm64,s390x,ppc64el} {libssl,zlib1g}-dev{,:arm64}
   # What deploy/test/cross.sh runs programs and kernels with.
   cpio qemu-user qemu-system-{arm,s390x})
 
@@ -106,14 +106,15 @@ enter() {
     ${KUBE_AUDIT_FORWARDER_REVISION:+KUBE_AUDIT_FORWARDER_REVISION="$KUBE_AUDIT_FORWARDER_REVISION"} "$@"
 }
 
-# The build of librdkafka knows no target: it takes these, and the programs of the machine itself
-# (HOST_) are built by others.
+# What the build with Kafka needs besides. That of librdkafka knows no target: it takes these tools,
+# and the programs of the machine itself (HOST_) are built by others. This Debian's OpenSSL needs
+# zlib.
 tools=()
 tools() {
   local name prefix
   prefix=$(target_of "$1")
   prefix=${prefix/-unknown/}
-  tools=(env HOST_CC=gcc HOST_CXX=g++ HOST_AR=ar CC="$prefix-gcc" CXX="$prefix-g++")
+  tools=(env OPENSSL_LIBS=ssl:crypto:z HOST_CC=gcc HOST_CXX=g++ HOST_AR=ar CC="$prefix-gcc" CXX="$prefix-g++")
   for name in AR LD NM OBJDUMP RANLIB STRIP; do tools+=("$name=$prefix-${name,,}"); done
 }
 

@@ -127,12 +127,14 @@ linked() {
   local flavour=$1 arch=$2 package packages=(libc6-dev) debian
   debian=$(debian_of "$arch")
   [ "$flavour" != kafka ] || packages+=(libssl-dev)
+  if [ "$arch" = "$own" ] || [ -n "$programs" ]; then
+    dpkg-query -W -f "\${Package}=\${Version}\n" "${packages[@]}"
+    return
+  fi
+  # The OpenSSL of deploy/cross.sh needs zlib.
+  [ "$flavour" != kafka ] || packages+=(zlib1g-dev)
   for package in "${packages[@]}"; do
-    if [ "$arch" = "$own" ] || [ -n "$programs" ]; then
-      dpkg-query -W -f "\${Package}=\${Version}\n" "$package"
-    else
-      grep -E "^$package(-$debian-cross:all|:$debian)=" <<<"$root" || fail "deploy/cross.sh has no $package for $arch"
-    fi
+    grep -E "^$package(-$debian-cross:all|:$debian)=" <<<"$root" || fail "deploy/cross.sh has no $package for $arch"
   done
 }
 
