@@ -14,6 +14,9 @@ target_of() {
   esac
 }
 
+# Prints the name of the architecture $1 in the names of its GNU tools, such as s390x-linux-gnu-gcc.
+gnu_of() { local target && target=$(target_of "$1") && echo "${target/-unknown/}"; }
+
 # Prints the name of the architecture $1 in Debian.
 debian_of() { case $1 in ppc64le) echo ppc64el ;; *) echo "$1" ;; esac; }
 

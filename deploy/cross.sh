@@ -78,7 +78,7 @@ enter() {
   local machine=$1 triple gcc emulator=""
   shift
   triple=$(target_of "$machine") || usage
-  gcc=${triple/-unknown/}
+  gcc=$(gnu_of "$machine")
   [ "$machine" = amd64 ] || emulator=qemu-$(qemu_of "$machine")
   make_root
   local name=${triple^^}
@@ -100,7 +100,8 @@ enter() {
     exec chroot "$root" env -i --chdir=/source "$@"
   ' sh "$root" "${CARGO_HOME:-$HOME/.cargo}" \
     PATH=/usr/sbin:/usr/bin HOME=/root CARGO_HOME=/cargo CARGO_NET_OFFLINE=true \
-    CARGO_BUILD_TARGET="$triple" CARGO_TARGET_DIR="/source/target/cross/$machine" "${name}_LINKER=$gcc-gcc" ${emulator:+"${name}_RUNNER=$emulator"} \
+    CARGO_BUILD_TARGET="$triple" CARGO_TARGET_DIR="/source/target/cross/$machine" \
+    "${name}_LINKER=$gcc-gcc" ${emulator:+"${name}_RUNNER=$emulator"} \
     "${name}_RUSTFLAGS=-C target-feature=+crt-static" \
     OBJCOPY="$gcc-objcopy" OPENSSL_LIB_DIR="/usr/lib/$gcc" \
     ${KUBE_AUDIT_FORWARDER_REVISION:+KUBE_AUDIT_FORWARDER_REVISION="$KUBE_AUDIT_FORWARDER_REVISION"} "$@"
@@ -112,9 +113,9 @@ enter() {
 tools=()
 tools() {
   local name prefix
-  prefix=$(target_of "$1")
-  prefix=${prefix/-unknown/}
-  tools=(env OPENSSL_LIBS=ssl:crypto:z HOST_CC=gcc HOST_CXX=g++ HOST_AR=ar CC="$prefix-gcc" CXX="$prefix-g++")
+  prefix=$(gnu_of "$1")
+  tools=(env OPENSSL_LIBS=ssl:crypto:z HOST_CC=gcc HOST_CXX=g++ HOST_AR=ar)
+  tools+=("CC=$prefix-gcc" "CXX=$prefix-g++")
   for name in AR LD NM OBJDUMP RANLIB STRIP; do tools+=("$name=$prefix-${name,,}"); done
 }
 
@@ -130,7 +131,9 @@ case "${1:-} $#" in
   ;;
 [a-z]*" "[123])
   features=${2:-}
-  case ${3:-} in /* | *..*) fail "DIRECTORY is a relative path below this repository, not $3" ;; esac
+  case ${3:-} in
+  /* | *..*) fail "DIRECTORY is a relative path below this repository, not $3" ;;
+  esac
   has_flavour "${features:-default}" "$1" || fail "there is no Kafka for $1"
   set -- "$1" deploy/static-binary.sh "$features" "${3:-target/cross/$1${features:+-$features}}"
   [ -z "$features" ] || tools "$1"

@@ -59,7 +59,10 @@ if [ -n "${PROGRAM:-}" ]; then
   arch=${ARCH:-$(uname -m | sed -e s/x86_64/amd64/ -e s/aarch64/arm64/)}
   # The number of the machine in the head of an ELF file.
   case $(od -An -tx1 -j 18 -N 2 "$PROGRAM") in
-  " 3e 00") machine=amd64 ;; " b7 00") machine=arm64 ;; " 00 16") machine=s390x ;; " 15 00") machine=ppc64le ;;
+  " 3e 00") machine=amd64 ;;
+  " b7 00") machine=arm64 ;;
+  " 00 16") machine=s390x ;;
+  " 15 00") machine=ppc64le ;;
   *) machine="no known machine" ;;
   esac
   [ "$machine" = "$arch" ] || fail "$PROGRAM is for $machine, and ARCH is $arch"

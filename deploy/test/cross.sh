@@ -138,13 +138,15 @@ END
   chmod +x "$disk/init"
   # The unit tests of the sandbox try each file and each call that it forbids. With the other
   # crates, cargo builds their dependencies as for `unit`.
-  tests=$(deploy/cross.sh --in "$arch" cargo test --locked --lib "${named[@]}" -p process --no-run --message-format json |
+  tests=$(deploy/cross.sh --in "$arch" cargo test --locked --lib "${named[@]}" -p process --no-run \
+    --message-format json |
     jq -r 'select(.target.name == "process" and .executable).executable')
   install -m 755 "${tests/#\/source/.}" "$disk/bin/process"
   case $arch in
   arm64)
     machine=(qemu-system-aarch64 -M virt -append "console=ttyAMA0 quiet panic=-1")
-    expected=("unit tests: 0" "best_effort: 0" "required: 0" '"seccomp": true' '"missing": null' "relay: 0")
+    expected=("unit tests: 0" "best_effort: 0" "required: 0" '"seccomp": true' '"missing": null'
+      "relay: 0")
     ;;
   s390x)
     machine=(qemu-system-s390x -M s390-ccw-virtio -append "quiet panic=-1")
