@@ -17,12 +17,11 @@ const FILES_OF_PART: u64 = 16;
 /// this function, senders' connections could take the descriptors that probes, deliveries and a
 /// reload need.
 pub(crate) fn fit(config: &mut Config) {
-    let max = process::open_files_max();
-    let room = room(config, max);
+    let room = room(config);
     let configured = config.limits.max_connections;
     if configured > room {
         tracing::warn!(
-            open_files = max,
+            open_files = process::open_files_max(),
             configured,
             max_connections = room,
             "the limit of open files is too low, so limits.max_connections is lowered: raise the \
@@ -32,16 +31,16 @@ pub(crate) fn fit(config: &mut Config) {
     }
 }
 
-/// Whether `used`, which [`fit`] may have changed, was `written` in the file.
+/// Returns `true` if [`fit`] makes `used` of the config that is `written` in the file.
 pub(crate) fn is_fitted(used: &Config, written: &Config) -> bool {
     let mut fitted = written.clone();
-    let room = room(&fitted, process::open_files_max());
-    fitted.limits.max_connections = fitted.limits.max_connections.min(room);
+    fitted.limits.max_connections = fitted.limits.max_connections.min(room(written));
     fitted == *used
 }
 
-/// The number of connections that have room in a limit of `max` open files.
-fn room(config: &Config, max: u64) -> usize {
+/// Returns the number of connections that have room in the limit of open files.
+fn room(config: &Config) -> usize {
+    let max = process::open_files_max();
     let parts = config.outputs.len() + config.sources.len();
     let probes = config.admin.probe_address.map_or(0, |_| FILES_OF_PROBES);
     let others = (OWN_FILES + probes + FILES_OF_PART * parts as u64).min(max / 2);

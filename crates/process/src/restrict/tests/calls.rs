@@ -1,4 +1,4 @@
-//! What seccomp refuses, on the architectures with a filter.
+//! The calls that seccomp refuses, on the architectures that have a filter.
 
 use std::os::unix::fs::{MetadataExt, chown, lchown};
 
