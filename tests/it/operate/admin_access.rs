@@ -452,16 +452,19 @@ fn every_command_gets_through_the_door_with_what_it_asks_for() {
     wait_until("a checkpoint", PATIENCE, signed);
     for (_, said) in commands(&[&url], &["--relay", &url], &whole, key) {
         said.assert(0, &[]);
-        assert!(!said.stderr.contains("401") && !said.stderr.contains("TLS"), "{said:?}");
+        assert!(
+            !said.stderr.contains("401 Unauthorized") && !said.stderr.contains("TLS"),
+            "{said:?}"
+        );
     }
     // Without the token, the commands that show names report this. The others do not need it.
     let without = [&["--ca", ca], identity.as_slice()].concat();
     for (command, said) in commands(&[&url], &["--relay", &url], &without, key) {
         match command.as_str() {
             "healthcheck" | "drain" => said.assert(0, &[]),
-            "doctor" => said.assert(2, &["UNKNOWN", "401", "--token-file"]),
-            "evidence" => said.assert(2, &["401"]),
-            _ => said.assert(1, &["401", "admin.bearer_token_file", "--token-file"]),
+            "doctor" => said.assert(2, &["UNKNOWN", "401 Unauthorized", "--token-file"]),
+            "evidence" => said.assert(2, &["401 Unauthorized"]),
+            _ => said.assert(1, &["401 Unauthorized", "admin.bearer_token_file", "--token-file"]),
         };
     }
     // Without the CA, each command names its option, and no key of a config.

@@ -76,7 +76,7 @@ fn urls_of_one_host_and_port_have_rows_of_their_own() {
     let targets = ["/broken-SECRET", "/forbidden?key=SECRET", "/good"];
     assert_eq!(of(&rows, "sent_bytes"), targets.map(|target| body_bytes(&sink, target)));
     let text = |row: usize| rows[row]["last_error"].as_str().unwrap().to_owned();
-    assert!(text(0).contains("500") && text(1).contains("401"), "{rows:?}");
+    assert!(text(0).contains("answered 500") && text(1).contains("answered 401"), "{rows:?}");
     assert!(rows[2]["last_error"].is_null() && rows[2]["last_error_seconds_ago"].is_null());
     for row in &rows[..2] {
         // The state began with the error.

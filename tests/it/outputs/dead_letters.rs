@@ -68,7 +68,7 @@ fn one_refused_event_of_400_is_kept_with_its_reason_and_costs_thirty_requests_at
     assert!(letter.contains(std::str::from_utf8(&bad).unwrap()), "{letter}");
     let letter: Value = serde_json::from_str(&letter.replace("1e400", "1")).unwrap();
     assert_eq!(letter["output"], "consumer");
-    assert!(letter["reason"].as_str().unwrap().contains("400"), "{letter}");
+    assert!(letter["reason"].as_str().unwrap().contains("answered 400"), "{letter}");
     assert!(letter["time"].as_str().is_some());
     relay.finish(Backlog::Empty);
 }

@@ -550,7 +550,7 @@ fn an_expired_token_is_told_once_a_minute_and_not_for_each_attempt() {
     let expected = ["a request failed: its events are sent again", "output down, events are kept"];
     assert_eq!(messages, expected, "{complaints:#?}");
     let said = complaints[1]["fields"]["error"].as_str().unwrap();
-    assert!(said.contains("401") && said.contains(&sink.address().to_string()), "{said}");
+    assert!(said.contains("answered 401") && said.contains(&sink.address().to_string()), "{said}");
     let status = http::get(relay.admin(), "/status").unwrap().json();
     assert_eq!(status["outputs"][0]["up"], false);
     assert_eq!(status["outputs"][0]["last_error"], said);

@@ -148,7 +148,10 @@ fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
     let aside = &shown["outputs"][0]["aside"];
     assert_eq!((&aside["position"], &aside["server_errors"]), (&70.into(), &true.into()));
     let error = aside["error"].as_str().unwrap();
-    assert!(error.contains(&sink.address().to_string()) && error.contains("500"), "{error}");
+    assert!(
+        error.contains(&sink.address().to_string()) && error.contains("answered 500"),
+        "{error}"
+    );
     assert_eq!(lost(&relay), 0.0);
     let told = "the consumer turns down one event each time but accepts others: the event is set \
                 aside and retried, and later events are delivered before it";

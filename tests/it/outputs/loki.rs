@@ -234,7 +234,10 @@ fn writes_that_loki_blocks_are_reported_and_lose_nothing() {
     let sent = post_batch(&relay, 1, 40, 700);
     let line = relay.wait_for_log("output down, events are kept", PATIENCE);
     let error = line["error"].as_str().unwrap();
-    assert!(error.contains("260") && error.contains("blocks writes for this tenant"), "{error}");
+    assert!(
+        error.contains("answered 260") && error.contains("blocks writes for this tenant"),
+        "{error}"
+    );
     wait_until("some answers", PATIENCE, || consumer.store().requests.len() > 5);
     assert_eq!(of_output(&relay, "output_events_total"), 0.0);
     assert_eq!(lost(&relay), 0.0);
