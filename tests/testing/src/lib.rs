@@ -20,12 +20,18 @@ use std::time::SystemTime;
 /// Returns the seeds for a randomised test, and prints them if there are several. The first half
 /// are the numbers from 0. The second half begins at [`base()`], so that each commit is tested with
 /// other seeds. The environment variable `KUBE_AUDIT_FORWARDER_SEEDS` replaces `usual`, the number
-/// of seeds; `KUBE_AUDIT_FORWARDER_SEED` selects one seed.
+/// of seeds, or says how many percent of it are taken, such as `5%`; `KUBE_AUDIT_FORWARDER_SEED`
+/// selects one seed.
 pub fn seeds(usual: u64) -> Vec<u64> {
     if let Some(seed) = number("KUBE_AUDIT_FORWARDER_SEED") {
         return vec![seed];
     }
-    let count = number("KUBE_AUDIT_FORWARDER_SEEDS").unwrap_or(usual);
+    let variable = "KUBE_AUDIT_FORWARDER_SEEDS";
+    let text = std::env::var(variable).unwrap_or_else(|_| "100%".to_owned());
+    let count = match text.strip_suffix('%') {
+        Some(percent) => (usual * parsed(variable, percent)).div_ceil(100),
+        None => parsed(variable, &text),
+    };
     let (fixed, base) = (0..count.div_ceil(2), base());
     let moving = base..base.saturating_add(count / 2);
     println!("seeds {fixed:?} and {moving:?}");
@@ -51,7 +57,11 @@ fn commit() -> Option<u64> {
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}: not a number: {text}")))
+    Some(parsed(variable, &text))
+}
+
+fn parsed(variable: &str, text: &str) -> u64 {
+    text.parse().unwrap_or_else(|_| panic!("{variable}: not a number: {text}"))
 }
 
 /// Returns a text before and after a change: `a«b»c«d→e»f` is `abcdf` before and `acef` after it. A
