@@ -123,6 +123,12 @@ enum Command {
         #[arg(value_name = "DIR")]
         directory: Option<PathBuf>,
     },
+    /// Print the version, as -V does
+    Version {
+        /// Print the revision, the scanner and the formats of files too, as --version does
+        #[arg(long)]
+        verbose: bool,
+    },
     /// Ask a running relay whether it is ready: exit status 0 if it is, 1 and the reasons if not
     Healthcheck(healthcheck::Relay),
     /// Find out whether, where and why audit events are lost, by comparing the counters of
@@ -285,6 +291,8 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Policy(command) => policy::run(&command),
         Command::Completions { shell } => documents::completions(shell, command),
         Command::Man { directory } => documents::man(directory.as_deref(), command),
+        Command::Version { verbose: true } => print(&command.render_long_version()),
+        Command::Version { verbose: false } => print(&command.render_version()),
         Command::Healthcheck(relay) => healthcheck::run(&relay, file),
         Command::Doctor(arguments) => doctor::run(&arguments, file),
         Command::Top(arguments) => top::run(&arguments, file),

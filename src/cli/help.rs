@@ -11,7 +11,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Look at a running relay", &["top", "healthcheck", "doctor", "volume", "tap", "drain"]),
     ("Move in, and choose events", &["migrate", "replay", "policy"]),
     ("Look at stored events, and prove", &["queue", "evidence"]),
-    ("Learn and install", &["help", "completions", "man"]),
+    ("Learn and install", &["help", "completions", "man", "version"]),
 ];
 
 /// The width of the help in columns where there is no terminal. The variable COLUMNS can set

@@ -35,6 +35,9 @@ fn version_says_revision_features_and_the_versions_of_each_format() {
         revision(),
     );
     assert_eq!(stdout, expected);
+    let command = |line: &[&str]| said(line, Path::new("/")).assert(0, &[]).stdout.clone();
+    assert_eq!(command(&["version", "--verbose"]), stdout);
+    assert_eq!(command(&["version"]), command(&["-V"]));
     let sink = HttpSink::accepting();
     let relay = Relay::start(&to_sink(sink.address(), ""));
     assert_eq!(relay.wait_for_log("the relay is starting", PATIENCE)["scanner"], scanner);
