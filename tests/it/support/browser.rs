@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::http::Client;
 use super::needs::needs;
-use super::{PATIENCE, text};
+use super::{PATIENCE, text, wait_until};
 
 /// A browser with one page. Dropping it ends the browser and chromedriver.
 pub(crate) struct Browser {
@@ -107,9 +107,11 @@ impl Browser {
         self.ask("goog/cdp/execute", &json!({ "cmd": command, "params": parameters }))
     }
 
-    /// Loads a page and waits until it is loaded.
+    /// Loads a page, and waits until the browser has drawn it. Before that, it drops keys.
     pub(crate) fn open(&self, url: &str) {
         self.ask("url", &json!({ "url": url }));
+        let drawn = "return performance.getEntriesByType('paint').length";
+        wait_until("the page is drawn", PATIENCE, || self.run(drawn).as_u64() > Some(0));
     }
 
     /// Runs JavaScript in the page and returns the value of its `return`.

@@ -70,7 +70,8 @@ fn write_picture(browser: &Browser, name: &str) {
 fn unfold(browser: &Browser) {
     browser.run("document.querySelector('summary').focus()");
     browser.press(ENTER);
-    assert_eq!(browser.run("return document.querySelector('#details').open"), true);
+    let is_open = || browser.run("return document.querySelector('#details').open") == true;
+    wait_until("the details are open", PATIENCE, is_open);
 }
 
 /// Returns the selector of a part of an output's row, or of its details.
@@ -105,7 +106,7 @@ fn open_details(browser: &Browser, name: &str) {
     browser.run(&format!("document.querySelector({button}).focus()"));
     browser.press(ENTER);
     let open = format!("return document.querySelector({button}).getAttribute('aria-expanded')");
-    assert_eq!(browser.run(&open), "true");
+    wait_until("the output's details are open", PATIENCE, || browser.run(&open) == "true");
 }
 
 /// The keys of WebDriver (§17.4.2).
