@@ -94,7 +94,8 @@ fn the_look_at_a_changed_recorded_event_hides_no_change() {
     let redaction = rules(&[]);
     let change = Change { redaction: Some(&redaction), ..Change::default() };
     let mut looked = Looked::default();
-    for seed in seeds(20_000) {
+    let seeds = seeds(20_000);
+    for seed in seeds.iter().copied() {
         let _failing = Failing(seed);
         let rng = &mut fastrand::Rng::with_seed(seed);
         let mut event = recorded[rng.usize(..recorded.len())].clone();
@@ -106,5 +107,6 @@ fn the_look_at_a_changed_recorded_event_hides_no_change() {
         }
         looked.judge(&event, &change);
     }
-    looked.assert_more_than(Looked { events: 10_000, known: 4000, unseen: 4000, redacted: 2000 });
+    let least = Looked { events: 10_000, known: 4000, unseen: 4000, redacted: 2000 };
+    looked.assert_more_than(least, seeds.len());
 }
