@@ -134,7 +134,8 @@ linked() {
   # The OpenSSL of deploy/cross.sh needs zlib.
   [ "$flavour" != kafka ] || packages+=(zlib1g-dev)
   for package in "${packages[@]}"; do
-    grep -E "^$package(-$debian-cross:all|:$debian)=" <<<"$root" || fail "deploy/cross.sh has no $package for $arch"
+    grep -E "^$package(-$debian-cross:all|:$debian)=" <<<"$root" ||
+      fail "deploy/cross.sh has no $package for $arch"
   done
 }
 

@@ -125,13 +125,13 @@ impl Looked {
     /// Asserts nothing after fewer than 1,000 seeds, such as one that repeats a failure.
     pub(super) fn assert_more_than(self, least: Self, seeds: usize) {
         println!("{self:?}");
-        let are_many = [
+        let counts = [
             (self.events, least.events),
             (self.known, least.known),
             (self.unseen, least.unseen),
             (self.redacted, least.redacted),
         ];
-        let are_many = are_many.iter().all(|(count, least)| count * 20_000 > least * seeds);
+        let are_many = counts.iter().all(|(count, least)| count * 20_000 > least * seeds);
         assert!(seeds < 1000 || are_many, "{self:?}");
     }
 }
