@@ -10,15 +10,15 @@
 //! If something in a body must not leave, the server's message about that body must not leave
 //! either, because a validation error quotes the value that it is about. A message stays if only
 //! kube-apiserver writes messages with its reason, and a webhook has not. Annotations of the event
-//! that are not known to be kube-apiserver's own are dropped even if the message stays: webhooks
-//! and admission policies can quote any part of the body there.
+//! that are not known to be kube-apiserver's own, by name and value, are dropped even if the
+//! message stays: webhooks and admission policies can quote any part of the body there.
 
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
 use super::look::Look;
-use super::path::{Path, Step, With, is_of_admission};
+use super::path::{Path, Step, With, is_forged, is_of_admission};
 use super::rule::{COPY, Compiled, MANAGED_FIELDS, Rule, in_body};
 use super::text;
 use super::walk::{Child, Why, Wish};
@@ -89,10 +89,6 @@ impl Redaction {
             let wish = |path| Wish::new(path, With::Drop, Why::Redacted);
             wishes.extend(OF_EPHEMERAL.iter().map(|path| wish(path)));
         }
-        if is_quotable {
-            let wish = |path: &'static [Step; 2]| Wish::new(path, With::Drop, Why::Redacted);
-            wishes.push(wish(&OF_ADMISSION));
-        }
         // Most events about Secrets are of the level Metadata and have no bodies.
         if bodies == Bodies::Secret && look.may_have_bodies(event) {
             wishes.extend(SECRET.iter().map(|path| Wish::new(path, With::Drop, Why::Redacted)));
@@ -101,6 +97,10 @@ impl Redaction {
             || look.has_credentials
             || applies
             || bodies != Bodies::Stay && (look.spells_letters || has_words(event, look.known));
+        if is_needed && is_quotable {
+            let path = if has_forged(event, look.known) { &ANNOTATIONS } else { &OF_ADMISSION };
+            wishes.push(Wish::new(path, With::Drop, Why::Redacted));
+        }
         is_needed.then_some(Plan { wishes, bodies, is_quotable })
     }
 }
@@ -117,11 +117,22 @@ fn has_words(event: &[u8], known: usize) -> bool {
             b"requestObject" | b"responseObject" => true,
             b"responseStatus" => WORDS.iter().any(|word| word.find(member.value).is_some()),
             b"annotations" if member.value.first() == Some(&b'{') => {
-                scan::members(member.value).any(|member| is_of_admission(member.key))
+                scan::members(member.value).any(|it| is_of_admission(it.key, it.value))
             }
             b"annotations" => member.value != b"null",
             _ => false,
         })
+}
+
+/// Returns `true` if an annotation has a name that kube-apiserver uses, but not a value as
+/// kube-apiserver writes it. A webhook or an admission policy, whose annotations begin with its own
+/// name, then has a name with which they look like kube-apiserver's.
+fn has_forged(event: &[u8], known: usize) -> bool {
+    let members =
+        if known == 0 { scan::members(event) } else { scan::members_behind(event, known) };
+    members
+        .filter(|it| *it.name() == *b"annotations" && it.value.starts_with(b"{"))
+        .any(|it| scan::members(it.value).any(|it| is_forged(&text::unescape(it.key), it.value)))
 }
 
 /// Resources whose bodies hold secrets: the API groups that serve them, the resources, and the
@@ -200,6 +211,9 @@ const PATCHES: [Step; 2] =
 
 /// The path to the annotations in which webhooks and admission policies may quote a body.
 const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
+
+/// The path to all annotations of the event.
+const ANNOTATIONS: [Step; 2] = [Step::Known(b"annotations"), Step::Any];
 
 /// Returns the wish that removes the patches of webhooks, which repeat what webhooks have put into
 /// the body.

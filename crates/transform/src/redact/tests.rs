@@ -358,6 +358,96 @@ fn the_variables_of_ephemeral_containers_lose_their_values() {
     }
 }
 
+/// The value of an annotation that tells that a webhook has changed the object.
+const MUTATION: &str =
+    r#""{\"configuration\":\"c\",\"webhook\":\"w.example.com\",\"mutated\":true}""#;
+
+/// Annotations of kube-apiserver and of OpenShift's OAuth server, with values as they write them.
+const OF_THE_SERVER: [(&str, &str); 20] = [
+    ("apiserver.k8s.io/unsafe-delete-ignore-read-error", r#""""#),
+    ("apiserver.latency.k8s.io/etcd", r#""1.234567ms""#),
+    ("apiserver.latency.k8s.io/total", r#""1h2m3.5s""#),
+    ("apiserver.latency.k8s.io/apf-queue-wait", r#""500\u00b5s""#),
+    ("audit.k8s.io/truncated", r#""true""#),
+    ("authentication.k8s.io/legacy-token", r#""system:serviceaccount:ns:name""#),
+    ("authentication.k8s.io/legacy-token-invalidated", r#""name-token-x/ns""#),
+    (
+        "authentication.k8s.io/stale-token",
+        r#""subject: system:serviceaccount:ns:name, seconds after warning threshold: 17""#,
+    ),
+    ("authentication.kubernetes.io/issued-credential-id", r#""JTI=087e5e8d-ad7e-4652""#),
+    ("authentication.openshift.io/decision", r#""deny""#),
+    ("authentication.openshift.io/username", r#""Jane@example.com""#),
+    ("authorization.k8s.io/decision", r#""forbid""#),
+    ("authorization.k8s.io/reason", r#""RBAC: allowed by \"x\" of User \"y z\"""#),
+    ("failed-open.mutation.webhook.admission.k8s.io/round_10_index_2", r#""w.example.com""#),
+    ("failed-open.validating.webhook.admission.k8s.io/round_0_index_12", r#""w.example.com""#),
+    ("k8s.io/deprecated", r#""true""#),
+    ("k8s.io/removed-release", r#""1.22""#),
+    ("mutation.webhook.admission.k8s.io/round_0_index_0", MUTATION),
+    ("pod-security.kubernetes.io/enforce-policy", r#""privileged:latest""#),
+    ("pod-security.kubernetes.io/exempt", r#""namespace""#),
+];
+
+#[test]
+fn only_an_annotation_with_a_whole_name_of_the_servers_stays_beside_a_secret() {
+    let redaction = rules(&[]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    let annotations = |all: &[(&str, &str)]| {
+        let all: Vec<_> = all.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        format!(r#","annotations":{{{}}}"#, all.join(","))
+    };
+    let own = annotations(&OF_THE_SERVER);
+    becomes("secrets", &change, &own, &own);
+    // A policy writes its name, a slash and a key, and its name can be any that is before a slash.
+    for (name, _) in OF_THE_SERVER {
+        let (policy, key) = name.split_once('/').unwrap();
+        for key in ["leak", &format!("{key}_"), &format!("2{key}"), &key.to_uppercase()] {
+            let name = format!("{policy}/{key}");
+            let with = [&[(&*name, "\"hunter\"")], &OF_THE_SERVER[..]].concat();
+            becomes("secrets", &change, &annotations(&with), &own);
+        }
+    }
+    for name in [
+        "kube-audit-forwarder/leak",
+        "missing-san.invalid-cert.kubernetes.io/leak",
+        "insecure-sha1.invalid-cert.kubernetes.io/leak",
+        "mutation.webhook.admission.k8s.io/round__index_0",
+        "mutation.webhook.admission.k8s.io/round_0_index_",
+        "mutation.webhook.admission.k8s.io/round_0_index_0_leak",
+        "validating.webhook.admission.k8s.io/round_0_index_0",
+        "authorization.k8s.io",
+        "",
+    ] {
+        let with = [&OF_THE_SERVER[..], &[(name, "\"hunter\"")]].concat();
+        becomes("secrets", &change, &annotations(&with), &own);
+        becomes("pods", &change, &annotations(&with), &annotations(&with));
+    }
+}
+
+/// kube-apiserver keeps the first value of an annotation, so a policy can choose the value under a
+/// name that kube-apiserver has not used before admission.
+#[test]
+fn a_text_of_a_policys_under_a_name_of_the_servers_removes_all_annotations_beside_a_secret() {
+    let redaction = rules(&[]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    for (name, _) in OF_THE_SERVER {
+        if name == "authorization.k8s.io/reason" {
+            continue;
+        }
+        let escaped = name.replacen('i', "\\u0069", 1);
+        for value in [r#""c3Nz+aGhoaA==""#, r#""hunter 2!""#, r#"["hunter"]"#, r#"{"a":"b"}"#] {
+            for name in [name, &*escaped] {
+                let before = format!(
+                    r#","annotations":{{"authorization.k8s.io/decision":"allow","{name}":{value}}}"#
+                );
+                becomes("secrets", &change, &before, r#","annotations":{}"#);
+                becomes("pods", &change, &before, &before);
+            }
+        }
+    }
+}
+
 #[test]
 fn what_admission_records_of_a_body_goes_with_what_is_secret_in_it() {
     let redaction = rules(&[
@@ -367,7 +457,7 @@ fn what_admission_records_of_a_body_goes_with_what_is_secret_in_it() {
     let change = Change { redaction: Some(&redaction), ..Change::default() };
     let annotations = |more: &str| {
         format!(
-            r#","annotations":{{"mutation.webhook.admission.k8s.io/round_0_index_0":"m","authorization.k8s.io/decision":"allow"{more}}}"#
+            r#","annotations":{{"mutation.webhook.admission.k8s.io/round_0_index_0":{MUTATION},"authorization.k8s.io/decision":"allow"{more}}}"#
         )
     };
     let recorded = annotations(

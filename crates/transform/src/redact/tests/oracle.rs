@@ -156,9 +156,7 @@ fn leads_to(step: Option<&String>, name: Option<&str>) -> bool {
         }
         (Some(PATCHES), Some(name)) => name.starts_with("patch.webhook.admission.k8s.io/"),
         // This is enough for the annotations that the random events have.
-        (Some(OF_ADMISSION), Some(name)) => {
-            !name.starts_with("kube-audit-forwarder/") && name != "authorization.k8s.io/reason"
-        }
+        (Some(OF_ADMISSION), Some(name)) => name != "authorization.k8s.io/reason",
         (Some(step), Some(name)) => step == name,
         (Some(_), None) => false,
     }

@@ -124,7 +124,10 @@ pub(super) fn event(rng: &mut fastrand::Rng, resource: &str, bodies: Vec<Tree>) 
                     "webhook.example.com/key",
                     "authorization.k8s.io/reason",
                 ];
-                let member = |rng: &mut fastrand::Rng| (pick(rng, &keys).to_owned(), value(rng, 1));
+                let member = |rng: &mut fastrand::Rng| match pick(rng, &keys) {
+                    name @ "authorization.k8s.io/reason" => (name.to_owned(), Tree::text("r")),
+                    name => (name.to_owned(), value(rng, 1)),
+                };
                 Tree::Object((0..rng.usize(1..4)).map(|_| member(rng)).collect())
             }),
         };
@@ -251,7 +254,9 @@ pub(super) fn agrees_with_the_oracle(rng: &mut fastrand::Rng) -> bool {
         && !hashes
         && !patterns.iter().any(of_annotations)
     {
-        assert_eq!(applied(out, &change).0, None, "again: {text}\n{out}");
+        // Constant annotations beside something secret are removed and added again.
+        let again = applied(out, &change).0;
+        assert!(again.is_none_or(|again| again == *out), "again: {text}\n{out}");
     }
     // With a random limit, the result is small enough, or the change says that it is too large.
     let small = Change { event_bytes_max: Some(rng.usize(..text.len() * 2)), ..change };
