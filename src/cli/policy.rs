@@ -74,10 +74,13 @@ fn read_policy(file: &Path) -> Result<Policy, u8> {
 
 fn explain(policy: &Path, events: &Path) -> Result<(), u8> {
     let policy = read_policy(policy)?;
-    let lines = read_input(events, EVENT_BYTES_MAX).and_then(|body| {
-        audit::decode(body).map(|batch| batch.lines).map_err(std::io::Error::other)
-    });
-    let lines = lines.map_err(|error| cannot_read(events, "the events", &error))?;
+    let batch = read_input(events, EVENT_BYTES_MAX)
+        .and_then(|body| audit::decode(body).map_err(std::io::Error::other));
+    let batch = batch.map_err(|error| cannot_read(events, "the events", &error))?;
+    if let Some(told) = batch.rejected.told() {
+        eprintln!("{}: warning: not explained: {told}", events.display());
+    }
+    let lines = batch.lines;
     let mut text = String::new();
     let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     for (index, event) in lines.enumerate() {

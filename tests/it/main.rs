@@ -31,6 +31,7 @@ mod ingest {
     mod kafka_source;
     mod large_bodies;
     mod limits;
+    mod one_of_many;
     mod post_quantum;
     mod tls;
     mod tls_failures;

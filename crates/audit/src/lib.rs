@@ -8,7 +8,12 @@
 //! webhook sends, a single `Event`, and JSON lines of `Event`s. [`decode`] checks every event and
 //! splits the body in place: the commas between events become line breaks, and the head and the
 //! tail of the list are cut off. No event is copied into a tree. Every byte of an event stays as it
-//! was received, except that raw line breaks between its tokens become spaces.
+//! was received, except that raw line breaks between its tokens become spaces, and that bytes that
+//! are not UTF-8 become U+FFFD (`mend`).
+//!
+//! A client of the cluster can choose much of an event, and a refused body costs the events of all
+//! others. A body whose JSON is sound is therefore never refused because of one of its items: an
+//! item that is not an audit event is left out, and reported in [`Rejected`].
 //!
 //! The module `fast` recognises a body that is written as kube-apiserver writes it, with the wide
 //! registers of x86-64 and arm64, and without them on other CPUs. For every other body, the module
@@ -23,7 +28,9 @@ use bytes::Bytes;
 
 mod event;
 mod fast;
+mod items;
 mod list;
+mod mend;
 pub mod request;
 pub mod scan;
 mod strict;
@@ -31,7 +38,9 @@ pub mod time;
 pub mod wrapping;
 
 pub use fast::Isa;
+pub use items::{Ended, Items};
 pub use list::{Events, ListEnds, separate};
+pub use mend::{NOT_UTF8, annotate};
 
 /// The only accepted API group and version of events. Kubernetes 1.24 removed the beta versions.
 pub const API_VERSION: &str = "audit.k8s.io/v1";
@@ -43,9 +52,11 @@ pub const LIST_HEAD: &[u8] =
 /// The beginning of an event in kube-apiserver's audit.log. An event in its lists lacks them.
 pub const EVENT_HEAD: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
 
-/// The deepest nesting that an event may have; its own braces are level 1. The JSON parsers of
-/// consumers have limits too, from 64 levels to a few thousand.
-pub const DEPTH_MAX: usize = 1000;
+/// The deepest nesting that an event may have; its own braces are level 1. kube-apiserver takes and
+/// writes bodies of at most 10,000 levels (`maxNestingDepth` in Go's encoding/json/scanner.go), and
+/// each body is a member of the event. The other levels are room for what a version may wrap around
+/// a body. The JSON parsers of consumers have limits too, from 64 levels to a few thousand.
+pub const DEPTH_MAX: usize = 10_016;
 
 /// The values of the metrics' label `level`: the four levels of Kubernetes, and `other`.
 pub const LEVELS: [&str; 5] = ["None", "Metadata", "Request", "RequestResponse", "other"];
@@ -62,6 +73,78 @@ pub struct Batch {
     pub events: u64,
     /// The number of events of each level.
     pub levels: LevelCounts,
+    /// The items of the body that are not audit events.
+    pub rejected: Rejected,
+    /// The number of events in `lines` in which bytes that are not UTF-8 were replaced.
+    pub mended: u64,
+}
+
+/// The items of a body that are not audit events, beside others that are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rejected {
+    /// The number of all such items.
+    pub count: u64,
+    /// The first of these items: at most [`Self::ITEMS_MAX`], and only as long as all together have
+    /// at most [`Self::BYTES_MAX`] bytes.
+    pub first: Vec<RejectedItem>,
+}
+
+/// An item that is not an audit event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedItem {
+    /// The fault of the item.
+    pub fault: Invalid,
+    /// The item, valid JSON without a line break.
+    pub text: Bytes,
+}
+
+impl Rejected {
+    /// The maximum number of items that are kept for each body.
+    pub const ITEMS_MAX: usize = 1000;
+    /// The maximum number of bytes of the items that are kept for each body.
+    pub const BYTES_MAX: usize = 8 * 1024 * 1024;
+
+    /// Copies the first items of `found`, whose ranges are in `text`.
+    fn new(found: strict::Rejections, text: &str) -> Self {
+        let mut rejected = Self { count: found.count as u64, first: Vec::new() };
+        let mut room = Self::BYTES_MAX;
+        for (span, fault) in found.first {
+            let item = text.as_bytes().get(span.range()).unwrap_or_default();
+            let Some(left) = room.checked_sub(item.len()) else { break };
+            room = left;
+            let mut item = item.to_vec();
+            mend::without_breaks(&mut item);
+            rejected.first.push(RejectedItem { fault, text: item.into() });
+        }
+        rejected
+    }
+
+    /// Adds the items of `other`, within the same limits.
+    pub fn append(&mut self, other: Self) {
+        self.count += other.count;
+        let mut room = Self::BYTES_MAX;
+        for item in &self.first {
+            room = room.saturating_sub(item.text.len());
+        }
+        for item in other.first {
+            if self.first.len() == Self::ITEMS_MAX || item.text.len() > room {
+                break;
+            }
+            room -= item.text.len();
+            self.first.push(item);
+        }
+    }
+
+    /// Returns a message about the items, for the log; `None` if there are none.
+    #[must_use]
+    pub fn told(&self) -> Option<String> {
+        let fault = self.first.first().map(|item| item.fault.to_string()).unwrap_or_default();
+        match self.count {
+            0 => None,
+            1 => Some(format!("one item that is not an audit event: {fault}")),
+            count => Some(format!("{count} items that are not audit events, the first: {fault}")),
+        }
+    }
 }
 
 /// The reason why a body was refused. `Display` writes it as one sentence for the sender, with the
@@ -76,6 +159,9 @@ pub struct Invalid {
     pub item: Option<usize>,
     /// A description of the fault, such as `auditID is missing`.
     pub what: Cow<'static, str>,
+    /// `true` if the JSON is sound, and the fault is that an item, or each of them, is not an audit
+    /// event.
+    pub is_sound: bool,
 }
 
 impl std::error::Error for Invalid {}
@@ -93,12 +179,27 @@ impl fmt::Display for Invalid {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
     /// The byte range of the lines in the slice. Each event is followed by one `\n` (if no list was
-    /// kept, see [`decode_keeping_list`]), and there is no other line break.
+    /// kept, see [`scan_keeping_list`]), and there is no other line break.
     pub lines: Range<usize>,
     /// The number of events in `lines`.
     pub events: u64,
     /// The number of events of each level.
     pub levels: LevelCounts,
+    /// The items of the body that are not audit events.
+    pub rejected: Rejected,
+    /// The number of events in `lines` in which bytes that are not UTF-8 were replaced.
+    pub mended: u64,
+    /// The text to which `lines` refers, if it is not the slice: a body becomes longer if bytes that
+    /// are not UTF-8 are replaced. The slice is then unchanged.
+    pub own: Option<Vec<u8>>,
+}
+
+impl Split {
+    /// Makes the result for events in the slice, all of which are valid UTF-8.
+    fn of(lines: Range<usize>, events: usize, levels: LevelCounts) -> Self {
+        let (events, rejected) = (events as u64, Rejected::default());
+        Self { lines, events, levels, rejected, mended: 0, own: None }
+    }
 }
 
 /// Does what [`decode_in_place`] does, and returns a batch that owns the lines.
@@ -108,37 +209,38 @@ pub struct Split {
 /// The same as [`decode_in_place`].
 pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
     body.push(b'\n');
-    let Split { lines, events, levels } = decode_in_place(&mut body)?;
-    Ok(Batch { lines: Bytes::from(body).slice(lines), events, levels })
+    let Split { lines, events, levels, rejected, mended, own } = decode_in_place(&mut body)?;
+    let lines = Bytes::from(own.unwrap_or(body)).slice(lines);
+    Ok(Batch { lines, events, levels, rejected, mended })
 }
 
 /// Checks a body, and turns it into lines in the slice, one for each event. The last byte of the
-/// slice does not belong to the body: it is room for the line break after the last event. The body
-/// is accepted or refused as a whole. After an error, the slice is unchanged.
+/// slice does not belong to the body: it is room for the line break after the last event. After an
+/// error, the slice is unchanged.
 ///
 /// # Errors
 ///
-/// The body is not JSON, has none of the accepted forms, or contains something that is not an audit
+/// The body is not JSON, has none of the accepted forms, or has items of which none is an audit
 /// event.
 pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
-    if let Some(split) = scan_in_place(Isa::best(), body_and_room) {
-        return Ok(split);
+    match scan_in_place(Isa::best(), body_and_room) {
+        Some(split) => Ok(split),
+        None => parse_in_place(body_and_room),
     }
+}
+
+/// Does what [`decode_in_place`] does, without the scanner. The result is the same.
+///
+/// # Errors
+///
+/// The same as [`decode_in_place`].
+pub fn parse_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let body = body_and_room.split_last().map_or(&[][..], |(_, body)| body);
-    let text = match std::str::from_utf8(body) {
-        Ok(text) => text,
-        Err(error) => {
-            let (byte, what) = (error.valid_up_to(), "not valid UTF-8".into());
-            return Err(Invalid {
-                byte,
-                item: item_at(body.get(..byte).unwrap_or_default()),
-                what,
-            });
-        }
-    };
-    let (events, levels) = strict::split(text)?;
+    let Ok(text) = std::str::from_utf8(body) else { return mend::split(body) };
+    let strict::Checked { events, levels, rejected } = strict::split(text)?;
+    let rejected = Rejected::new(rejected, text);
     let lines = join(body_and_room, &events);
-    Ok(Split { lines, events: events.len() as u64, levels })
+    Ok(Split { rejected, ..Split::of(lines, events.len(), levels) })
 }
 
 /// Does what [`decode_in_place`] does, with the scanner alone. `None` if the scanner does not
@@ -147,45 +249,28 @@ pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
     let (_, body) = body_and_room.split_last()?;
     let (events, levels) = fast::split(isa, body)?;
     let lines = end_lines(body_and_room, &events);
-    Some(Split { lines, events: events.len() as u64, levels })
+    Some(Split::of(lines, events.len(), levels))
 }
 
-/// Does what [`decode_in_place`] does, but leaves a list as it was received if the scanner
-/// recognises it and it has at least [`KEPT_EVENT_BYTES`] bytes for each event. The second value is
-/// then `Some`, and the events in [`Split::lines`] are followed by commas and a bracket.
-///
-/// # Errors
-///
-/// The same as [`decode_in_place`].
-pub fn decode_keeping_list(body_and_room: &mut [u8]) -> Result<(Split, Option<ListEnds>), Invalid> {
-    if let Some((_, body)) = body_and_room.split_last()
-        && let Some((events, levels)) = fast::split(Isa::best(), body)
-        && let Some(Span { start, .. }) = events.first().copied()
-    {
-        let kept = body.len() >= events.len() * KEPT_EVENT_BYTES;
-        let ends = kept.then(|| events.iter().map(|event| event.end - start).collect());
-        let lines = match kept {
-            true => lines_of(&events),
-            false => end_lines(body_and_room, &events),
-        };
-        return Ok((Split { lines, events: events.len() as u64, levels }, ends));
-    }
-    decode_in_place(body_and_room).map(|split| (split, None))
+/// Does what [`scan_in_place`] does, but leaves a list as it was received if it has at least
+/// [`KEPT_EVENT_BYTES`] bytes for each event. The second value is then `Some`, and the events in
+/// [`Split::lines`] are followed by commas and a bracket.
+pub fn scan_keeping_list(body_and_room: &mut [u8]) -> Option<(Split, Option<ListEnds>)> {
+    let (_, body) = body_and_room.split_last()?;
+    let (events, levels) = fast::split(Isa::best(), body)?;
+    let Span { start, .. } = events.first().copied()?;
+    let kept = body.len() >= events.len() * KEPT_EVENT_BYTES;
+    let ends = kept.then(|| events.iter().map(|event| event.end - start).collect());
+    let lines = match kept {
+        true => lines_of(&events),
+        false => end_lines(body_and_room, &events),
+    };
+    Some((Split::of(lines, events.len(), levels), ends))
 }
 
-/// [`decode_keeping_list`] leaves a list as received only if it has at least this many bytes for
+/// [`scan_keeping_list`] leaves a list as received only if it has at least this many bytes for
 /// each event. An offset takes 4 bytes, so the offsets take at most 1.6 % of such a list.
 pub const KEPT_EVENT_BYTES: usize = 256;
-
-/// Returns the index of the event in which `before`, the beginning of a body, ends; between two
-/// events of a list, the index of the next event. `None` at any other place, in the first value of
-/// a body that is not a list, and if there is an earlier fault.
-fn item_at(before: &[u8]) -> Option<usize> {
-    let text = std::str::from_utf8(before).ok()?;
-    // A fault before the end is not the one that the caller reports.
-    let broken_off = strict::split(text).err().filter(|error| error.byte + 1 >= before.len());
-    broken_off.and_then(|error| error.item)
-}
 
 /// The byte range of one event in the text of a body. It takes 8 bytes, half of a `Range<usize>`,
 /// because a body of the smallest events has one event in every 32 bytes.
@@ -231,12 +316,7 @@ const EVENT_BYTES_MIN: usize = 31;
 fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
     let (start, end) = (first.range().start, last.range().end);
-    // A raw line break in valid JSON is white space between two tokens, never part of a string.
-    let mut from = start;
-    while let Some(found) = memchr::memchr2(b'\n', b'\r', &body[from..end]) {
-        body[from + found] = b' ';
-        from += found + 1;
-    }
+    mend::without_breaks(&mut body[start..end]);
     if events.windows(2).all(|pair| pair[0].end + 1 == pair[1].start) {
         return end_lines(body, events);
     }
@@ -336,7 +416,10 @@ mod tests {
             lines.push(b'\n');
             list.push(b'\n');
             let expected = decode_in_place(&mut lines).unwrap();
-            let (split, ends) = decode_keeping_list(&mut list).unwrap();
+            let Some((split, ends)) = scan_keeping_list(&mut list) else {
+                assert!(scan_in_place(Isa::best(), &mut lines).is_none(), "{name}");
+                continue;
+            };
             assert_eq!(split, expected, "{name}");
             if let Some(ends) = ends {
                 assert!(list[..body.len()] == body, "{name} is unchanged");
@@ -352,7 +435,7 @@ mod tests {
         let event = EVENT.replace("\"a\"", &format!("\"{}\"", "a".repeat(KEPT_EVENT_BYTES)));
         let kept = |events: &str| {
             let mut body = (list(events) + "?").into_bytes();
-            decode_keeping_list(&mut body).unwrap().1.is_some()
+            scan_keeping_list(&mut body).is_some_and(|(_, ends)| ends.is_some())
         };
         assert!(kept(&event) && kept(&format!("{event},{event}")));
         assert!(!kept(EVENT) && !kept(&format!("{event}, {event}")) && !kept(""));
@@ -442,8 +525,9 @@ mod tests {
             )
         };
         assert_eq!(lines(&list(&deep(DEPTH_MAX))).len(), 1);
-        assert!(refusal(&list(&deep(DEPTH_MAX + 1))).contains("nested more than 1000 deep"));
-        assert!(refusal(&deep(3_000_000)).contains("nested more than 1000 deep"));
+        for too_deep in [list(&deep(DEPTH_MAX + 1)), deep(3_000_000)] {
+            assert!(refusal(&too_deep).contains("nested more than 10016 deep"));
+        }
     }
 
     #[test]
@@ -499,19 +583,10 @@ mod tests {
         let start = list("").len() - 2;
         let second = start + EVENT.len() + 1;
         for (body, expected) in [
-            (list(&format!("{EVENT},7")), format!("item 1 at byte {second}: not an object")),
-            (
-                list(&format!("{EVENT},{{}}")),
-                format!("item 1 at byte {second}: auditID is missing"),
-            ),
             (list(&format!("{EVENT},{{x")), format!("item 1 at byte {}: not JSON", second + 1)),
             (list(&format!("{EVENT} {EVENT}")), "item 1".to_owned()),
             (list(&format!("{EVENT},")), "item 1".to_owned()),
             (format!("{EVENT} {EVENT}"), "item 1 at byte 51: two events on one line".to_owned()),
-            (
-                format!("{EVENT}\n{}", list(EVENT)),
-                "item 1 at byte 59: kind is not Event".to_owned(),
-            ),
             (format!("{0}\n{0}", list(EVENT)), "more follows after the EventList".to_owned()),
             (format!("{EVENT}\n{{"), "item 1 at byte ".to_owned()),
         ] {
@@ -519,9 +594,63 @@ mod tests {
             let is_in_order = !expected.starts_with("item") || refusal.starts_with(&expected);
             assert!(refusal.contains(&expected) && is_in_order, "{body} gives {refusal}");
         }
-        let mut broken = EVENT.as_bytes().to_vec();
-        broken[12] = 0xff;
-        assert_eq!(decode(broken).unwrap_err().to_string(), "at byte 12: not valid UTF-8");
+    }
+
+    #[test]
+    fn an_item_that_is_not_an_event_is_left_out_and_named_and_the_others_are_taken() {
+        let start = list("").len() - 2;
+        let second = start + EVENT.len() + 1;
+        let beta =
+            EVENT.replacen('{', r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1beta1","#, 1);
+        for (item, at, what) in [
+            ("7", 0, "not an object"),
+            ("null", 0, "not an object"),
+            (r#"{"auditID":"a","x":"0123456789"}"#, 0, "stage is missing"),
+            ("{}", 0, "auditID is missing"),
+            ("[{\"auditID\":\"a\",\"stage\":\"Panic\"}]", 0, "not an object"),
+            (&beta, 29, "removed in Kubernetes 1.24"),
+            (&list(EVENT), 8, "kind is not Event"),
+        ] {
+            for body in
+                [list(&format!("{EVENT},{item},{EVENT}")), format!("{EVENT}\n{item}\n{EVENT}")]
+            {
+                let before = if body.starts_with(LIST_START) { second } else { EVENT.len() + 1 };
+                let batch = decode(body.clone().into_bytes()).expect(&body);
+                assert_eq!(batch.lines, format!("{EVENT}\n{EVENT}\n"), "{body}");
+                let Rejected { count: 1, first } = batch.rejected else { panic!("{body}") };
+                assert_eq!(first[0].text, item.as_bytes());
+                let fault = first[0].fault.to_string();
+                let expected = format!("item 1 at byte {}: ", before + at);
+                assert!(fault.starts_with(&expected) && fault.contains(what), "{body}: {fault}");
+            }
+        }
+        let none = decode(list("7,{}").into_bytes()).unwrap_err();
+        assert!(none.is_sound && none.to_string().contains("item 0"), "{none}");
+        assert!(!decode(list("7,{x").into_bytes()).unwrap_err().is_sound);
+    }
+
+    const LIST_START: &str = r#"{"kind":"EventList""#;
+
+    #[test]
+    fn only_the_first_items_are_kept_and_all_are_counted() {
+        let many = "7,".repeat(3 * Rejected::ITEMS_MAX);
+        let odd = r#"{"auditID":"a","x":"0123456789"}"#;
+        let rejected = decode(list(&format!("{odd},{many}{EVENT},{odd}")).into()).unwrap().rejected;
+        assert_eq!(rejected.count, 3 * Rejected::ITEMS_MAX as u64 + 2);
+        assert_eq!(rejected.first.len(), Rejected::ITEMS_MAX);
+        let indices: Vec<_> = rejected.first.iter().map(|item| item.fault.item).collect();
+        assert_eq!(indices, (0..Rejected::ITEMS_MAX).map(Some).collect::<Vec<_>>());
+        let told = rejected.told().unwrap();
+        assert!(
+            told.starts_with("3002 items that are not audit events, the first: item 0"),
+            "{told}"
+        );
+        let large = format!("\"{}\"", "x".repeat(Rejected::BYTES_MAX));
+        let (small, large) = (list(&format!("1,{EVENT},{large},2")), large.len());
+        let mut rejected = decode(small.into()).unwrap().rejected;
+        assert_eq!((rejected.count, rejected.first.len()), (3, 1), "{large}");
+        rejected.append(rejected.clone());
+        assert_eq!((rejected.count, rejected.first.len()), (6, 2));
     }
 
     #[test]

@@ -12,16 +12,17 @@ use serde::de::{
 use serde_json::value::RawValue;
 
 use crate::event::{quoted, wrong_version};
-use crate::{API_VERSION, EVENT_BYTES_MIN, Invalid, LevelCounts, Span, event};
+use crate::{API_VERSION, EVENT_BYTES_MIN, Invalid, LevelCounts, Rejected, Span, event};
 
-/// The values of a body that may be events, up to the first that cannot be an event, and that
-/// value. Later values are only counted, so that a body of many tiny values takes little memory.
+/// The values of a body.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
     /// The byte ranges of the values that may be events.
     events: Vec<Span>,
-    /// The first value that cannot be an event, because it is too short or is not an object.
-    bad: Option<Span>,
+    /// The first values that cannot be events, because they are too short or not an object. Later
+    /// ones are only counted, so that a body of many tiny values takes little memory.
+    /// Each has its index among all values.
+    bad: Vec<(usize, Span)>,
     /// The number of all values, good and bad.
     count: usize,
 }
@@ -32,22 +33,36 @@ impl Found {
         let start = item.as_ptr() as usize - text.as_ptr() as usize;
         let span = Span::new(start, start + item.len())
             .ok_or("the event is larger than 4 GiB, or lies beyond the first 4 GiB of the body")?;
+        if item.len() >= EVENT_BYTES_MIN && item.starts_with('{') {
+            span.push_to(&mut self.events, text.len());
+        } else if self.bad.len() < Rejected::ITEMS_MAX {
+            self.bad.push((self.count, span));
+        }
         self.count += 1;
-        if self.bad.is_some() {
-            return Ok(());
-        }
-        if item.len() < EVENT_BYTES_MIN || !item.starts_with('{') {
-            self.bad = Some(span);
-            return Ok(());
-        }
-        span.push_to(&mut self.events, text.len());
         Ok(())
     }
 }
 
-/// Finds and checks the events of a body: a list of events, a single event or JSON lines. Returns
-/// the byte ranges of the events, and the number of events of each level.
-pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
+/// The events of a body, and its other items.
+#[derive(Debug, Default)]
+pub(super) struct Checked {
+    pub(super) events: Vec<Span>,
+    /// The number of events of each level.
+    pub(super) levels: LevelCounts,
+    pub(super) rejected: Rejections,
+}
+
+/// The items of a body that are not audit events.
+#[derive(Debug, Default)]
+pub(super) struct Rejections {
+    /// The number of all such items.
+    pub(super) count: usize,
+    /// The first of them in the order of the body, at most [`Rejected::ITEMS_MAX`].
+    pub(super) first: Vec<(Span, Invalid)>,
+}
+
+/// Finds and checks the events of a body: a list of events, a single event or JSON lines.
+pub(super) fn split(text: &str) -> Result<Checked, Invalid> {
     if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
         return Err(envelope(0, "the body is empty"));
     }
@@ -61,7 +76,7 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
         } else {
             syntax(&error)
         };
-        Invalid { byte: byte_of(text, &error), item: items.get(), what }
+        Invalid { byte: byte_of(text, &error), item: items.get(), what, is_sound: false }
     })?;
     match list.kind()?.as_deref() {
         Some("EventList") => {}
@@ -92,12 +107,13 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
 }
 
 /// Does what [`split`] does for a single event or JSON lines.
-pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
+fn split_lines(text: &str) -> Result<Checked, Invalid> {
     let mut found = Found::default();
     let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     let mut before = 0;
     for value in stream {
-        let at = |byte, what| Invalid { byte, item: Some(found.count), what };
+        let item = Some(found.count);
+        let at = |byte, what| Invalid { byte, item, what, is_sound: false };
         let value = value.map_err(|error| at(byte_of(text, &error), syntax(&error)))?.get();
         let start = value.as_ptr() as usize - text.as_ptr() as usize;
         let gap = text.as_bytes().get(before..start).unwrap_or_default();
@@ -110,32 +126,51 @@ pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invali
     check_all(text, found)
 }
 
-/// Checks the values of `found`. The error describes the first one that is not an audit event.
-fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Invalid> {
-    let mut levels = LevelCounts::default();
-    for (index, span) in found.events.iter().chain(&found.bad).enumerate() {
-        let range = span.range();
-        // Each range is that of a slice of `text`, so there are always bytes.
-        let bytes = text.as_bytes().get(range.clone()).unwrap_or_default();
-        match event::check(bytes) {
+/// Checks the values of `found`, and sorts the events from the others. Returns an error, the fault
+/// of the first value, if there are values and none is an event.
+fn check_all(text: &str, found: Found) -> Result<Checked, Invalid> {
+    let Found { mut events, bad, count } = found;
+    let (mut levels, mut first) = (LevelCounts::default(), Vec::new());
+    let all_bad = count - events.len();
+    // Each range is that of a slice of `text`, so there are always bytes.
+    let check = |span: Span| event::check(text.as_bytes().get(span.range()).unwrap_or_default());
+    let fault = |span: Span, item, (at, what)| {
+        (span, Invalid { byte: span.range().start + at, item, what, is_sound: true })
+    };
+    let mut index = 0;
+    events.retain(|span| {
+        index += 1;
+        match check(*span) {
             Ok(level) => levels[level] += 1,
-            Err((at, what)) => {
-                return Err(Invalid { byte: range.start + at, item: Some(index), what });
+            Err(error) if first.len() < Rejected::ITEMS_MAX => {
+                let before = bad.partition_point(|(_, other)| other.start < span.start);
+                // Behind the last value in `bad`, others may have come that were only counted.
+                let is_known = before < bad.len() || before == all_bad;
+                first.push(fault(*span, is_known.then_some(index - 1 + before), error));
+                return false;
             }
+            Err(_) => return false,
         }
-    }
-    match found.bad {
-        None => Ok((found.events, levels)),
-        Some(bad) => {
-            let what = "too short for an event".into();
-            Err(Invalid { byte: bad.range().start, item: Some(found.events.len()), what })
+        true
+    });
+    first.extend(bad.into_iter().map(|(item, span)| {
+        let error = check(span).err().unwrap_or((0, "too short for an event".into()));
+        fault(span, Some(item), error)
+    }));
+    first.sort_by_key(|(span, _)| span.start);
+    first.truncate(Rejected::ITEMS_MAX);
+    match first.first() {
+        Some((_, fault)) if events.is_empty() => Err(fault.clone()),
+        _ => {
+            let count = count - events.len();
+            Ok(Checked { events, levels, rejected: Rejections { count, first } })
         }
     }
 }
 
 /// Makes the error for a fault outside of all events, at the offset `byte`.
 fn envelope(byte: usize, what: impl Into<Cow<'static, str>>) -> Invalid {
-    Invalid { byte, item: None, what: what.into() }
+    Invalid { byte, item: None, what: what.into(), is_sound: false }
 }
 
 /// Returns serde_json's message without line and column: the offset is given separately.

@@ -181,6 +181,10 @@ fn inner(text: &str, depth: usize, found: &mut Unwrapped) -> Result<(), String> 
     let as_event = match text.starts_with('{').then(|| crate::decode(text.into())) {
         Some(Ok(batch)) => {
             found.events.extend_from_slice(&batch.lines);
+            let first = batch.rejected.first.first().map(|item| item.fault.to_string());
+            let others = usize::try_from(batch.rejected.count).unwrap_or(usize::MAX);
+            let first = first.unwrap_or_default();
+            found.append(Unwrapped { others, first, ..Unwrapped::default() });
             return Ok(());
         }
         Some(Err(invalid)) => invalid.what.to_string(),

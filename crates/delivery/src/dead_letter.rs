@@ -217,6 +217,13 @@ impl DeadLetters {
         started.map(|_| state.writer = Some(Writer { jobs, busy }))
     }
 
+    /// Keeps an item that a listener has received among events, and that is not an audit event.
+    /// Does not wait until its letter is written. Does nothing if dead letters are not kept.
+    pub fn keep(&self, listener: &Arc<str>, reason: &str, item: &[u8]) {
+        let line = Bytes::from([item, b"\n"].concat());
+        drop(self.write(listener, vec![line], &reason.into()));
+    }
+
     /// Hands over lines, each ended by `\n`. Returns `None` if dead letters are not kept.
     pub(crate) fn write(
         &self,

@@ -35,6 +35,7 @@ mod handshake;
 mod head;
 mod in_flight;
 mod ingest;
+mod pieces;
 mod policy;
 mod requests;
 mod sender;

@@ -78,7 +78,10 @@ impl Parts {
         let directory = config.queue.directory.as_ref().filter(|_| config.evidence.is_some());
         let log_of_evidence = directory.map(|queue| queue.join(evidence_log::DIRECTORY));
         let checkpoints = evidence.as_ref().map(Evidence::checkpoints);
-        let gate = Arc::new(Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry));
+        let letters = dead_letters.clone();
+        let gate =
+            Gate::new(&config.limits, &config.queue, queue.clone(), letters.clone(), &telemetry);
+        let gate = Arc::new(gate);
         let failures = Failures::default();
         let taps = Arc::new(Taps::new(telemetry.taps()));
         let outlives = queue.is_durable() && !config.queue.ephemeral;
@@ -86,7 +89,6 @@ impl Parts {
         let orders = Orders { checkpoints, outlives, taps: taps_of_outputs, ..Orders::default() };
         let admin =
             Admin::new(Arc::clone(&telemetry), queue.clone(), log_of_evidence, taps, manual);
-        let letters = dead_letters.clone();
         Self {
             config,
             file,

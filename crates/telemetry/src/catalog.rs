@@ -17,9 +17,9 @@ use tokio::time::Instant;
 
 use super::declare::{DEFAULTS, Each, Handle, Kind, Metric, catalog, full_name};
 use super::labels::{
-    APISERVER, AddressState, AttemptError, Code, Dropped, EvidenceError, Filtered, LISTENER,
-    Levels, OUTPUT, PLUGIN, REVISION, ROLE, RefusedConnection, Rejection, Reloaded, TlsFailure,
-    VERSION, WITNESS,
+    APISERVER, AddressState, AttemptError, ChangedEvent, Code, Dropped, EvidenceError, Filtered,
+    LISTENER, Levels, OUTPUT, PLUGIN, REVISION, ROLE, RefusedConnection, Rejection, Reloaded,
+    TlsFailure, VERSION, WITNESS,
 };
 use super::recent::RecentTimes;
 use super::refusals::Refusals;
@@ -106,6 +106,10 @@ catalog! {
             "Time from the end of a request's head to its response.", buckets: &REQUEST_SECONDS;
         pub received: Counter = "received_bytes_total",
             "Body bytes received, before decompression, including refused and repeated requests.";
+        pub changed_events: Each<ChangedEvent, Counter> = "changed_events_total",
+            "Events that were changed before they were accepted, by change.";
+        pub rejected_items: Counter = "rejected_items_total",
+            "Items of accepted bodies that are not audit events.";
         pub connections: Gauge = "connections", "Open connections.";
         pub refused: Each<RefusedConnection, Counter> = "connections_refused_total",
             "Connections that were closed because of limits.max_connections, or could not be \

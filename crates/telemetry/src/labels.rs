@@ -153,6 +153,17 @@ label_values! {
 }
 
 label_values! {
+    /// The way in which a listener changed an event before it accepted it: label `change` of
+    /// `changed_events_total`.
+    pub enum ChangedEvent as "change" {
+        /// Bytes that were not UTF-8 became U+FFFD.
+        InvalidUtf8 = "invalid_utf8",
+        /// The list did not fit into memory, and the event was one of its largest.
+        Trimmed = "trimmed",
+    }
+}
+
+label_values! {
     /// The reason for an error of the evidence: label `reason` of `evidence_errors_total`.
     pub enum EvidenceError as "reason" {
         /// A file of the evidence can't be read or written, or the recording thread has panicked.

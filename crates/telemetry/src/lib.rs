@@ -51,8 +51,8 @@ use catalog::{BacklogMetrics, BuildMetrics, FateMetrics, LostMetrics, SettingMet
 pub use declare::PREFIX;
 use labels::AddressState;
 pub use labels::{
-    AttemptError, Dropped, EvidenceError, Filtered, RefusedConnection, Rejection, Reloaded,
-    TlsFailure,
+    AttemptError, ChangedEvent, Dropped, EvidenceError, Filtered, RefusedConnection, Rejection,
+    Reloaded, TlsFailure,
 };
 pub use log::{change_log, dropped_lines, end_log, log_error, start_log};
 pub use memory::limit as memory_limit;

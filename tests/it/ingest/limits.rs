@@ -1072,9 +1072,10 @@ fn memory_stays_bounded_with_millions_of_items_that_are_no_events() {
         "1,".repeat(15 * MIB)
     );
     let lines = format!("{EVENT}\n{}", "1\n".repeat(15 * MIB));
-    for body in [list, lines] {
+    // The lines have one event, which is accepted.
+    for (body, events_max) in [(list, 0), (lines, 8)] {
         let (accepted, _) = hammer(&relay, 4, 2, &zipped(body.as_bytes()));
-        assert_eq!(accepted, 0);
+        assert!(accepted <= events_max, "{accepted}");
         assert_within_bounds(&relay, 4);
     }
     relay.finish(Backlog::Stable);

@@ -1,4 +1,5 @@
-//! The answers to senders: `{"accepted":N}`, or a Kubernetes `Status` object, which kube-apiserver
+//! The answers to senders: `{"accepted":N}`, with `"rejected":N` if items of the body are not audit
+//! events, or a Kubernetes `Status` object, which kube-apiserver
 //! writes into its log.
 
 use std::time::Duration;
@@ -42,8 +43,10 @@ impl Refusal {
     }
 
     pub(super) fn too_large(max_body: u64) -> Self {
-        let message =
-            format!("the body is larger than the effective limits.max_body ({max_body} bytes)");
+        let message = format!(
+            "the body is larger than the effective limits.max_body ({max_body} bytes), and is not a \
+             list of events each of which fits when it is trimmed"
+        );
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
     }
 
@@ -103,10 +106,12 @@ impl From<Refused> for Refusal {
     }
 }
 
-pub(super) fn accepted(events: u64) -> Answer {
-    let body = match events {
-        1 => Bytes::from_static(b"{\"accepted\":1}"),
-        _ => Bytes::from(format!("{{\"accepted\":{events}}}")),
+/// Returns the answer for `events` accepted events, and `rejected` items that are not events.
+pub(super) fn accepted(events: u64, rejected: u64) -> Answer {
+    let body = match (events, rejected) {
+        (1, 0) => Bytes::from_static(b"{\"accepted\":1}"),
+        (_, 0) => Bytes::from(format!("{{\"accepted\":{events}}}")),
+        _ => Bytes::from(format!("{{\"accepted\":{events},\"rejected\":{rejected}}}")),
     };
     Answer { response: json(StatusCode::OK, body), refusal: None }
 }

@@ -203,6 +203,22 @@ impl Buffer {
         }
     }
 
+    /// Returns the bytes of the body.
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        match &mut self.store {
+            Store::Heap(vector) => vector,
+            Store::Mapped(mapped) => &mut mapped.bytes_mut()[..self.length],
+        }
+    }
+
+    /// Cuts the body to `length` bytes, if it is longer. The memory stays.
+    pub(super) fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+        if let Store::Heap(vector) = &mut self.store {
+            vector.truncate(length);
+        }
+    }
+
     /// Returns the bytes of the range `part` of the body. The result uses hardly more memory than
     /// `part.len()` bytes: the memory for the rest of the body is freed or goes back to the pool.
     pub(super) fn keep(self, part: Range<usize>) -> Bytes {

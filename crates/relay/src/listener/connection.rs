@@ -18,9 +18,12 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use super::ingest::Notes;
 use super::sender::Sender;
+use audit::RejectedItem;
 use base::lock::lock;
-use telemetry::{ListenerMetrics, RefusedConnection, Rejection};
+use delivery::DeadLetters;
+use telemetry::{ChangedEvent, ListenerMetrics, RefusedConnection, Rejection};
 
 /// The approximate maximum number of bytes of a refused body that the relay discards after the
 /// answer. If the relay closed the connection immediately, the sender might see a reset and not the
@@ -279,6 +282,21 @@ impl Connection {
                 self.metrics.turned_away();
             }
             self.sender.request_refused(rejection, code, message);
+        }
+    }
+
+    /// Counts what the notes about an accepted body say. Its items that are not audit events get a
+    /// log line and dead letters.
+    pub(super) fn noted(&self, notes: Notes, dead_letters: &DeadLetters) {
+        let Notes { rejected, mended, trimmed } = notes;
+        self.metrics.changed_events.of(ChangedEvent::InvalidUtf8).increment(mended);
+        self.metrics.changed_events.of(ChangedEvent::Trimmed).increment(trimmed);
+        self.metrics.rejected_items.increment(rejected.count);
+        if let Some(told) = rejected.told() {
+            self.sender.items_rejected(&told);
+            for RejectedItem { fault, text } in rejected.first {
+                dead_letters.keep(&self.sender.listener, &fault.to_string(), &text);
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use super::connection::Registry;
 use super::in_flight::InFlight;
 use super::policy::Policy;
 use super::terms::{DECODING_KIB, Shared};
+use delivery::DeadLetters;
 use queue::Queue;
 use telemetry::Telemetry;
 
@@ -34,11 +35,13 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Makes the gate with the limits of the config. The events of all requests go to `queue`.
+    /// Makes the gate with the limits of the config. The events of all requests go to `queue`, and
+    /// the items that are not events to `dead_letters`.
     pub fn new(
         limits: &config::Limits,
         queue_config: &config::Queue,
         queue: Queue,
+        dead_letters: DeadLetters,
         telemetry: &Telemetry,
     ) -> Self {
         let shared = Shared {
@@ -46,6 +49,7 @@ impl Gate {
             in_flight: Arc::new(InFlight::new(telemetry.in_flight())),
             volume: Arc::clone(telemetry.volume()),
             pool: Arc::new(Pool::default()),
+            dead_letters,
             decoding: Arc::new(Semaphore::new(DECODING_KIB as usize)),
             policy: ArcSwap::from_pointee(Policy::new(limits, queue_config)),
             closing: CancellationToken::new(),

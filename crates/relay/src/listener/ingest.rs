@@ -4,23 +4,27 @@
 use std::io;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::{Buf as _, Bytes, BytesMut};
 use flate2::write::MultiGzDecoder;
 use futures_util::FutureExt as _;
 use hyper::StatusCode;
 use hyper::body::Body as _;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer;
 use super::answer::{Answer, Refusal};
 use super::buffer::Buffer;
 use super::in_flight::Reservation;
+use super::pieces::{Pieces, Unfit};
 use super::policy::Policy;
 use super::terms::{DECODING_KIB, Shared, Terms};
 use super::upload::{Arriving, Upload};
-use audit::{Invalid, Split};
+use audit::{Invalid, Isa, LIST_HEAD, Rejected, Split};
 use config::Acknowledge;
-use queue::{Append, Held, Ticket};
+use queue::{Append, Held, Refused, Ticket};
 use telemetry::Rejection;
 use transform::volume::{Seen, Volume};
 
@@ -41,12 +45,29 @@ const INLINE_MAX: usize = 1024 * 1024;
 /// others anyway when it is sent, so that a list would save no copy.
 const LIST_MIN: usize = 32 * 1024;
 
+/// The number of bytes of a list that are read in one step on a thread for blocking work.
+const PIECE_BYTES: usize = 1024 * 1024;
+
+/// The pause before the queue is asked again for room for the rest of a list.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
+
+/// The facts about the events of a body, besides their number.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// The items that are not audit events.
+    pub(super) rejected: Rejected,
+    /// The number of events in which bytes that are not UTF-8 were replaced.
+    pub(super) mended: u64,
+    /// The number of events that were trimmed, because the body does not fit into memory.
+    pub(super) trimmed: u64,
+}
+
 /// Turns a body into an answer, in these steps:
 ///
 /// 1. `take` reads the body in pieces and decompresses it. The bytes in memory are counted in
 ///    `InFlight`; if its limit is reached, the request is refused.
 /// 2. A body of up to 1 MiB is decoded in the task of the request, a larger body on a thread for
-///    blocking work.
+///    blocking work. A body that does not fit into memory is decoded event by event (`pieces`).
 /// 3. The lines are appended to the queue. The request waits, for at most `delivered_timeout`,
 ///    until the queue's ticket says that the events are acknowledged.
 /// 4. If the request is refused, [`Upload::refuse`] answers it, in most cases after it has read and
@@ -56,15 +77,28 @@ const LIST_MIN: usize = 32 * 1024;
 /// the request is dropped, and its bytes are subtracted from `InFlight`.
 pub(super) async fn ingest(mut upload: Upload) -> Answer {
     let Upload { terms, policy, is_gzip, body, .. } = &mut upload;
-    let batch = Batch { terms, shared: &terms.shared, policy };
+    let shared = &terms.shared;
+    let share = Reservation::new(&shared.in_flight, policy.limits.max_in_flight);
+    let mut batch = Batch {
+        terms,
+        shared,
+        policy,
+        share,
+        max: usize::try_from(policy.limits.max_body).unwrap_or(usize::MAX),
+        pieces: None,
+        gathered: BytesMut::new(),
+        events: 0,
+    };
     match batch.take(*is_gzip, body).await {
-        Ok(events) => {
-            tracing::debug!(events, bytes = body.sent, "batch accepted");
+        Ok(notes) => {
+            let (events, rejected) = (batch.events, notes.rejected.count);
+            tracing::debug!(events, rejected, bytes = body.sent, "batch accepted");
             if let Some(whole_at) = body.whole_at {
                 let now = Instant::now();
                 terms.connection.metrics().accepted_after(now.duration_since(whole_at), now);
             }
-            answer::accepted(events)
+            terms.connection.noted(notes, &shared.dead_letters);
+            answer::accepted(events, rejected)
         }
         Err(refusal) => upload.refuse(refusal).await,
     }
@@ -75,38 +109,88 @@ struct Batch<'a> {
     terms: &'a Terms,
     shared: &'a Shared,
     policy: &'a Policy,
+    share: Reservation,
+    /// The maximum size of a body that is held in memory as a whole: `limits.max_body`.
+    max: usize,
+    /// The events of a list that does not fit into memory; `None` for all other bodies.
+    pieces: Option<Box<Pieces>>,
+    /// The bytes of that list that were not read yet.
+    gathered: BytesMut,
+    /// The number of events that are acknowledged.
+    events: u64,
 }
 
 impl Batch<'_> {
-    /// Returns the number of events that were accepted and acknowledged.
-    async fn take(&self, is_gzip: bool, body: &mut Arriving) -> Result<u64, Refusal> {
-        let (in_flight, max) = (&self.shared.in_flight, self.policy.limits.max_in_flight);
-        let mut share = Reservation::new(in_flight, max);
-        let whole = if is_gzip {
-            self.inflate(body, &mut share).await?
-        } else {
-            self.collect(body, &mut share).await?
-        };
+    /// Takes the whole body. The events are acknowledged when this returns `Ok`.
+    async fn take(&mut self, is_gzip: bool, body: &mut Arriving) -> Result<Notes, Refusal> {
+        let whole = if is_gzip { self.inflate(body).await? } else { self.collect(body).await? };
         body.whole_at = Some(Instant::now());
-        let share = Arc::new(share);
+        if self.pieces.is_none() {
+            return self.take_whole(whole).await;
+        }
+        let gathered = self.gathered.split().freeze();
+        self.read(gathered, 0).await?;
+        self.finish().await
+    }
+
+    /// Takes a body, or the beginning of a list, that is in memory as a whole.
+    async fn take_whole(&mut self, whole: Buffer) -> Result<Notes, Refusal> {
         let keeps_list = whole.len() >= LIST_MIN && self.shared.queue.keeps_list(whole.len());
-        let (append, seen) = match whole.len() {
+        let decoded = match whole.len() {
             ..=INLINE_MAX => decode(whole, keeps_list, &self.shared.volume)?,
-            _ => self.decode_off_thread(whole, keeps_list, Arc::clone(&share)).await?,
+            _ => self.decode_off_thread(whole, keeps_list).await?,
         };
+        match decoded {
+            // The last line of a body without a final line break is stored with one. A body of
+            // exactly the allowed size can thus become one byte too large, and so can a body in
+            // which bytes were replaced. The answer is then 413, because 429 would promise that
+            // the body fits later.
+            Decoded::Whole(append, ..) if append.lines.len() > self.max => {
+                Err(Refusal::too_large(self.policy.limits.max_body))
+            }
+            Decoded::Whole(append, seen, notes) => {
+                self.append(append, seen, false).await?;
+                Ok(notes)
+            }
+            Decoded::ByPieces(body, _turn) => {
+                self.pieces = Some(Box::new(Pieces::new(self.max, &self.shared.pool)));
+                for piece in body.chunks(PIECE_BYTES) {
+                    self.read(body.slice_ref(piece), body.len()).await?;
+                }
+                self.finish().await
+            }
+        }
+    }
+
+    /// Appends lines to the queue, and waits until they are acknowledged. If `waits_for_room` is
+    /// `true`, a full queue is asked again and again, for at most `delivered_timeout`.
+    async fn append(
+        &mut self,
+        append: Append,
+        seen: Seen,
+        waits_for_room: bool,
+    ) -> Result<(), Refusal> {
         let events = append.events;
         if events == 0 {
-            return Ok(0);
-        }
-        // The last line of a body without a final line break is stored with one. A body of exactly
-        // the allowed size can thus become one byte too large. The answer is then 413, because 429
-        // would promise that the body fits later.
-        if append.lines.len() as u64 > self.policy.limits.max_body {
-            return Err(Refusal::too_large(self.policy.limits.max_body));
+            return Ok(());
         }
         // If the sender goes, the queue may keep the batch for a moment longer than this function.
-        let held: Held = Some(Arc::<Reservation>::clone(&share));
-        let mut ticket = self.shared.queue.append_holding(append, held)?;
+        let (in_flight, max) = (&self.shared.in_flight, self.policy.limits.max_in_flight);
+        let share = std::mem::replace(&mut self.share, Reservation::new(in_flight, max));
+        let share: Held = Some(Arc::new(share));
+        let deadline = Instant::now() + self.policy.queue.delivered_timeout;
+        let mut ticket = loop {
+            match self.shared.queue.append_holding(append.clone(), share.clone()) {
+                Err(Refused::Full) if waits_for_room && Instant::now() < deadline => {
+                    let pause = tokio::time::sleep(ROOM_PAUSE);
+                    if self.shared.cut.run_until_cancelled(pause).await.is_none() {
+                        return Err(Refusal::shutting_down());
+                    }
+                }
+                appended => break appended?,
+            }
+        };
+        drop(append);
         // If `acknowledge` is `queued`, the batch is acknowledged already, and needs no timer.
         let at_once = ticket.acknowledged().now_or_never();
         match at_once {
@@ -114,7 +198,134 @@ impl Batch<'_> {
             None => self.wait_for(&mut ticket).await?,
         }
         self.shared.volume.count(seen);
-        Ok(events)
+        self.events += events;
+        Ok(())
+    }
+
+    /// Adds the next bytes of the body to `whole` or, if the body does not fit into memory, reads
+    /// its events.
+    async fn add(
+        &mut self,
+        bytes: &[u8],
+        whole: &mut Buffer,
+        announced: Option<usize>,
+    ) -> Result<(), Refusal> {
+        if self.pieces.is_none() {
+            let limit = match announced {
+                Some(announced) if announced > self.max => 0,
+                _ => self.max,
+            };
+            if whole.len() + bytes.len() <= limit {
+                self.share.set(whole.len() + bytes.len())?;
+                whole.extend(bytes);
+                return Ok(());
+            }
+            let begun = std::mem::replace(whole, Buffer::new(None, &self.shared.pool));
+            self.continue_by_pieces(begun).await?;
+        }
+        self.gathered.extend_from_slice(bytes);
+        // The first bytes tell whether this is a list.
+        let is_begun = self.pieces.as_ref().is_some_and(|pieces| pieces.is_begun());
+        if is_begun && self.gathered.len() < PIECE_BYTES.min(self.max) {
+            return Ok(());
+        }
+        let gathered = self.gathered.split().freeze();
+        self.read(gathered, 0).await
+    }
+
+    /// Accepts the complete items in `begun`, the beginning of a list that does not fit into memory.
+    /// The events of the rest are taken one by one.
+    async fn continue_by_pieces(&mut self, begun: Buffer) -> Result<(), Refusal> {
+        let (max, pool) = (self.max, Arc::clone(&self.shared.pool));
+        let task = tokio::task::spawn_blocking(move || Pieces::after(begun, max, &pool));
+        let split = task.await.map_err(|_| Refusal::shutting_down())?;
+        let (mut pieces, complete) = split.map_err(|unfit| self.unfit(unfit))?;
+        if let Some(complete) = complete {
+            *pieces.notes() = self.take_whole(complete).await?;
+        }
+        self.pieces = Some(Box::new(pieces));
+        Ok(())
+    }
+
+    /// Reads a part of the list whose events are taken one by one. `others` is the number of bytes
+    /// of the body that are in memory besides.
+    async fn read(&mut self, mut bytes: Bytes, others: usize) -> Result<(), Refusal> {
+        while !bytes.is_empty() {
+            let part = bytes.clone();
+            let read = self.off_thread(move |pieces| pieces.read(&part)).await?;
+            bytes.advance(read.map_err(|unfit| self.unfit(unfit))?);
+            let held = |pieces: &Option<Box<Pieces>>| {
+                others + pieces.as_ref().map_or(0, |pieces| pieces.held())
+            };
+            if self.share.set(held(&self.pieces)).is_err() {
+                self.trim_all().await?;
+                self.share.set(held(&self.pieces))?;
+            }
+            if self.pieces.as_ref().is_some_and(|pieces| pieces.is_full()) {
+                self.append_pieces().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the rest of the list whose events are taken one by one.
+    async fn finish(&mut self) -> Result<Notes, Refusal> {
+        // The end of the list is checked before its last events are accepted.
+        let ended = self.pieces.as_mut().map_or(Ok(()), |pieces| pieces.finish());
+        ended.map_err(|unfit| self.unfit(unfit))?;
+        self.append_pieces().await?;
+        let notes = self.pieces.take().map(|mut pieces| std::mem::take(pieces.notes()));
+        let notes = notes.unwrap_or_default();
+        match notes.rejected.first.first() {
+            Some(item) if self.events == 0 => Err(item.fault.clone().into()),
+            _ => Ok(notes),
+        }
+    }
+
+    /// Appends the lines so far to the queue. A full queue is asked again only if a part of the list
+    /// is in it, because the sender would send all of the list again.
+    async fn append_pieces(&mut self) -> Result<(), Refusal> {
+        let held = self.pieces.as_ref().map_or(0, |pieces| pieces.held());
+        if self.shared.queue.admits(held as u64).is_err() {
+            self.trim_all().await?;
+        }
+        let Some(append) = self.pieces.as_mut().and_then(|pieces| pieces.take()) else {
+            return Ok(());
+        };
+        let mut seen = Seen::default();
+        self.shared.volume.look(&append.lines, None, append.events, &mut seen);
+        self.append(append, seen, self.events > 0).await
+    }
+
+    /// Trims all large events of a list that is above `max_body`, because there is less room for it
+    /// now. A smaller list waits for room, as other bodies do.
+    async fn trim_all(&mut self) -> Result<(), Refusal> {
+        if self.pieces.as_ref().is_some_and(|pieces| pieces.is_above_max()) {
+            self.off_thread(|pieces| pieces.trim(usize::MAX)).await?;
+        }
+        Ok(())
+    }
+
+    /// Does work of milliseconds with the events of the list on a thread for blocking work.
+    async fn off_thread<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Pieces) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let Some(mut pieces) = self.pieces.take() else { return Err(Refusal::shutting_down()) };
+        let task = tokio::task::spawn_blocking(move || {
+            let result = work(&mut pieces);
+            (pieces, result)
+        });
+        let (pieces, result) = task.await.map_err(|_| Refusal::shutting_down())?;
+        self.pieces = Some(pieces);
+        Ok(result)
+    }
+
+    fn unfit(&self, unfit: Unfit) -> Refusal {
+        match unfit {
+            Unfit::Invalid(error) => error.into(),
+            Unfit::TooLarge => Refusal::too_large(self.policy.limits.max_body),
+        }
     }
 
     async fn wait_for(&self, ticket: &mut Ticket) -> Result<(), Refusal> {
@@ -130,60 +341,42 @@ impl Batch<'_> {
     }
 
     /// Reads an uncompressed body to its end.
-    async fn collect(
-        &self,
-        body: &mut Arriving,
-        share: &mut Reservation,
-    ) -> Result<Buffer, Refusal> {
+    async fn collect(&mut self, body: &mut Arriving) -> Result<Buffer, Refusal> {
         let announced =
             body.incoming.size_hint().exact().and_then(|length| usize::try_from(length).ok());
         let mut whole = Buffer::new(announced, &self.shared.pool);
         while let Some(piece) = body.next(self.terms).await? {
-            if body.sent > self.policy.limits.max_body {
-                return Err(Refusal::too_large(self.policy.limits.max_body));
-            }
-            share.set(whole.len() + piece.len())?;
-            whole.extend(&piece);
+            self.add(&piece, &mut whole, announced).await?;
         }
         Ok(whole)
     }
 
     /// Reads a gzip body to its end and decompresses it.
-    async fn inflate(
-        &self,
-        body: &mut Arriving,
-        share: &mut Reservation,
-    ) -> Result<Buffer, Refusal> {
-        let broken = |error: io::Error| {
-            if error.kind() == io::ErrorKind::FileTooLarge {
-                Refusal::too_large(self.policy.limits.max_body)
-            } else {
-                Refusal::invalid(format!("the body is broken gzip: {error}"))
-            }
-        };
-        let whole = Buffer::new(None, &self.shared.pool);
-        let mut decoder = MultiGzDecoder::new(Inflated { whole, max: self.policy.limits.max_body });
+    async fn inflate(&mut self, body: &mut Arriving) -> Result<Buffer, Refusal> {
+        let broken =
+            |error: io::Error| Refusal::invalid(format!("the body is broken gzip: {error}"));
+        let (mut whole, mut inflated) = (Buffer::new(None, &self.shared.pool), 0);
+        let mut decoder = MultiGzDecoder::new(Vec::new());
         while let Some(piece) = body.next(self.terms).await? {
-            if body.sent > self.policy.limits.max_body {
-                return Err(Refusal::too_large(self.policy.limits.max_body));
-            }
             for step in piece.chunks(GZIP_STEP) {
                 decoder.write_all(step).map_err(broken)?;
-                let held = decoder.get_ref().whole.len();
-                if body.sent > (held as u64).saturating_mul(2).saturating_add(GZIP_SPARE) {
+                let bytes = decoder.get_mut();
+                inflated += bytes.len() as u64;
+                if body.sent > inflated.saturating_mul(2).saturating_add(GZIP_SPARE) {
                     return Err(Refusal::invalid(
                         "the gzip is more than twice as large as the body in it: it has too many members without content",
                     ));
                 }
-                share.set(held)?;
+                self.add(bytes, &mut whole, None).await?;
+                bytes.clear();
                 tokio::task::consume_budget().await;
             }
         }
         if body.sent == 0 {
             return Err(Refusal::invalid("the body is empty"));
         }
-        let whole = decoder.finish().map_err(broken)?.whole;
-        share.set(whole.len())?;
+        let rest = decoder.finish().map_err(broken)?;
+        self.add(&rest, &mut whole, None).await?;
         Ok(whole)
     }
 
@@ -192,19 +385,24 @@ impl Batch<'_> {
     /// are taken, the body is not decoded. If the request ends later, it still is, and keeps its
     /// permits until then.
     async fn decode_off_thread(
-        &self,
+        &mut self,
         body: Buffer,
         keeps_list: bool,
-        share: Arc<Reservation>,
-    ) -> Result<(Append, Seen), Refusal> {
+    ) -> Result<Decoded, Refusal> {
         let (decoding, volume) =
             (Arc::clone(&self.shared.decoding), Arc::clone(&self.shared.volume));
         let kib = u32::try_from(body.len() / 1024).unwrap_or(u32::MAX).clamp(1, DECODING_KIB);
+        // The bytes count until the body is decoded, also if the request ends before.
+        let (in_flight, max) = (&self.shared.in_flight, self.policy.limits.max_in_flight);
+        let share = std::mem::replace(&mut self.share, Reservation::new(in_flight, max));
         let done = async {
             let turn = decoding.acquire_many_owned(kib).await.ok()?;
             let task = tokio::task::spawn_blocking(move || {
-                let (_turn, _share) = (turn, share);
-                decode(body, keeps_list, &volume)
+                let decoded = match decode(body, keeps_list, &volume) {
+                    Ok(Decoded::ByPieces(body, _)) => Ok(Decoded::ByPieces(body, Some(turn))),
+                    decoded => decoded,
+                };
+                (decoded, share)
             });
             task.await.ok()
         };
@@ -212,7 +410,10 @@ impl Batch<'_> {
         tokio::select! {
             biased;
             done = timeout_at(deadline, done) => match done {
-                Ok(Some(outcome)) => outcome.map_err(Refusal::from),
+                Ok(Some((decoded, share))) => {
+                    self.share = share;
+                    decoded.map_err(Refusal::from)
+                }
                 Ok(None) => Err(Refusal::shutting_down()),
                 Err(_) => Err(too_late(self.policy.queue.acknowledge)),
             },
@@ -238,44 +439,47 @@ fn too_late(acknowledge: Acknowledge) -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, message)
 }
 
-/// Checks and splits a body that is completely in memory, and returns its lines.
+/// A body that was in memory as a whole.
+enum Decoded {
+    /// The lines of the body, samples of them for the volume by cause, and the notes.
+    Whole(Append, Seen, Notes),
+    /// A large list with bytes that are not UTF-8. It becomes up to three times as large when they
+    /// are replaced, so its events are read one by one, under the permits of its decoding.
+    ByPieces(Bytes, Option<OwnedSemaphorePermit>),
+}
+
+/// Checks and splits a body that is completely in memory.
 ///
 /// If `keeps_list` is `true`, a list of events may stay as it was received ([`Append::list`]).
-/// Also returns samples of the lines, for the volume by cause.
-fn decode(mut body: Buffer, keeps_list: bool, volume: &Volume) -> Result<(Append, Seen), Invalid> {
-    let (split, list) = match keeps_list {
-        true => audit::decode_keeping_list(body.with_room())?,
-        false => (audit::decode_in_place(body.with_room())?, None),
+fn decode(mut body: Buffer, keeps_list: bool, volume: &Volume) -> Result<Decoded, Invalid> {
+    let text = body.with_room();
+    let scanned = match keeps_list {
+        true => audit::scan_keeping_list(text),
+        false => audit::scan_in_place(Isa::best(), text).map(|split| (split, None)),
     };
-    let Split { lines, events, levels } = split;
-    let (lines, mut seen) = (body.keep(lines), Seen::default());
+    let (split, list) = match scanned {
+        Some(scanned) => scanned,
+        None if text.len() > INLINE_MAX
+            && text.starts_with(LIST_HEAD)
+            && std::str::from_utf8(text).is_err() =>
+        {
+            let length = body.len();
+            return Ok(Decoded::ByPieces(body.keep(0..length), None));
+        }
+        None => (audit::parse_in_place(text)?, None),
+    };
+    let Split { lines, events, levels, rejected, mended, own } = split;
+    let lines = match own {
+        Some(own) => Bytes::from(own).slice(lines),
+        None => body.keep(lines),
+    };
+    let (mut seen, notes) = (Seen::default(), Notes { rejected, mended, trimmed: 0 });
     volume.look(&lines, list.as_ref(), events, &mut seen);
-    Ok((Append { lines, list, events, levels }, seen))
+    Ok(Decoded::Whole(Append { lines, list, events, levels }, seen, notes))
 }
 
 impl From<Invalid> for Refusal {
     fn from(error: Invalid) -> Self {
         Self::invalid(error.to_string())
-    }
-}
-
-/// A writer that receives the decompressed bytes of a gzip body.
-struct Inflated {
-    whole: Buffer,
-    /// The maximum number of decompressed bytes. `write` returns an error when there are more.
-    max: u64,
-}
-
-impl Write for Inflated {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if (self.whole.len() + buf.len()) as u64 > self.max {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.whole.extend(buf);
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

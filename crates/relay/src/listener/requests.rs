@@ -122,8 +122,8 @@ impl Drop for UnderWay {
     }
 }
 
-/// Refuses a body that is announced as too large, and each body while the relay is closing or has
-/// no room for more bytes. No byte of the body has been read yet.
+/// Refuses each body while the relay is closing or has no room for more bytes. No byte of the body
+/// has been read yet.
 ///
 /// The bytes themselves are counted as they arrive, by `Reservation`: a body in
 /// chunks has no Content-Length, and the Content-Length of a gzip body does not say how many bytes
@@ -131,10 +131,8 @@ impl Drop for UnderWay {
 fn limit(request: &mut Request<Upload>) -> Result<(), Refusal> {
     let Upload { terms, policy, is_gzip, body, .. } = request.body();
     let limits = &policy.limits;
-    let length = body.incoming.size_hint().exact();
-    if length.is_some_and(|length| length > limits.max_body) {
-        return Err(Refusal::too_large(limits.max_body));
-    }
+    // Not more than `max_body` of a larger body is held at once.
+    let length = body.incoming.size_hint().exact().map(|length| length.min(limits.max_body));
     if terms.shared.closing.is_cancelled() {
         return Err(Refusal::shutting_down());
     }

@@ -28,6 +28,7 @@ pub(super) struct Refused {
     handshakes: Seldom,
     requests: Seldom,
     connections: Seldom,
+    items: Seldom,
 }
 
 #[derive(Clone)]
@@ -67,6 +68,19 @@ impl Sender {
             tracing::warn!(
                 %listener, %peer, code, reason, error, requests, requests_of_many_senders = of_many,
                 "requests from a sender are refused"
+            );
+        }
+    }
+
+    /// Notes that items of an accepted body are not audit events. `error` describes them.
+    pub(super) fn items_rejected(&self, error: &str) {
+        let Self { listener, peer, refused } = self;
+        let error: String = error.chars().take(ERROR_MAX).collect();
+        if let Some([bodies, of_many]) = refused.items.count(*peer, "items") {
+            tracing::warn!(
+                %listener, %peer, error, bodies, bodies_of_many_senders = of_many,
+                "items from a sender are not audit events: they are in the dead letters, if the \
+                 relay has a directory for them, and the other items of their bodies are accepted"
             );
         }
     }

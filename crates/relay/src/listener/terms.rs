@@ -12,6 +12,7 @@ use super::connection::Connection;
 use super::in_flight::InFlight;
 use super::policy::Policy;
 use super::settings::Settings;
+use delivery::DeadLetters;
 use queue::Queue;
 use transform::volume::Volume;
 
@@ -26,6 +27,8 @@ pub(super) struct Shared {
     pub(super) in_flight: Arc<InFlight>,
     pub(super) volume: Arc<Volume>,
     pub(super) pool: Arc<Pool>,
+    /// Keeps the items of bodies that are not audit events.
+    pub(super) dead_letters: DeadLetters,
     /// The permits for decoding bodies at the same time, one for each KiB.
     pub(super) decoding: Arc<Semaphore>,
     pub(super) policy: ArcSwap<Policy>,

@@ -28,14 +28,14 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::{Orders, Source, Status};
-use audit::LevelCounts;
 use audit::wrapping::{self, Unwrapped};
+use audit::{LevelCounts, Rejected, Split};
 use base::lock::lock;
 use base::staged::Staged;
 use client::kafka::{Changes, Cluster, Trouble};
 use config::BATCH_OVERHEAD;
 use queue::{Append, Queue, Ticket};
-use telemetry::{ListenerMetrics, Rejection};
+use telemetry::{ChangedEvent, ListenerMetrics, Rejection};
 use transform::volume::{Seen, Volume};
 
 /// The size in bytes up to which messages are put together into one batch of the queue, unless
@@ -554,7 +554,8 @@ impl Intake<'_> {
             let what = "larger than limits.max_body".to_owned();
             Some((Rejection::TooLarge, 413, Unused { what, has_events: false }))
         } else {
-            group.add(payload).err().map(|error| (Rejection::Invalid, 400, error))
+            let added = group.add(payload, &self.reader.metrics);
+            added.err().map(|error| (Rejection::Invalid, 400, error))
         };
         if let Some((reason, code, error)) = refused {
             self.reader.metrics.rejected(reason, code, &error.what);
@@ -660,40 +661,54 @@ impl Group {
     /// Adds the events of a message to the batch, also those inside the records of another system,
     /// such as Azure's in an Event Hub. `Err` is what of the message can't be used: after it, the
     /// batch is as it was, or has the events of the records beside those that can't be used.
-    fn add(&mut self, payload: &[u8]) -> Result<(), Unused> {
+    fn add(&mut self, payload: &[u8], metrics: &ListenerMetrics) -> Result<(), Unused> {
         let all = |what: String| Unused { what, has_events: false };
-        let Err(as_body) = self.add_body(payload) else { return Ok(()) };
+        let some = |what: String| Unused { what, has_events: true };
+        let as_body = match self.add_body(payload, metrics) {
+            Ok(rejected) => return rejected.told().map_or(Ok(()), |what| Err(some(what))),
+            Err(as_body) => as_body,
+        };
         let mut found = Unwrapped::default();
         let unwrapped = str::from_utf8(payload)
             .map_err(|_| None)
             .and_then(|payload| wrapping::unwrap(payload, wrapping::DEPTH_MAX, &mut found));
         unwrapped.map_err(|what| all(what.unwrap_or_else(|| as_body.to_string())))?;
-        self.add_body(&found.events).map_err(|error| all(error.to_string()))?;
-        found.told().map_or(Ok(()), |what| Err(Unused { what, has_events: true }))
+        self.add_body(&found.events, metrics).map_err(|error| all(error.to_string()))?;
+        found.told().map_or(Ok(()), |what| Err(some(what)))
     }
 
-    /// Adds the events of a body to the batch. After an error, the batch is as it was.
-    fn add_body(&mut self, body: &[u8]) -> Result<(), audit::Invalid> {
+    /// Adds the events of a body to the batch, and returns its other items. After an error, the
+    /// batch is as it was.
+    fn add_body(
+        &mut self,
+        body: &[u8],
+        metrics: &ListenerMetrics,
+    ) -> Result<Rejected, audit::Invalid> {
         let start = self.lines.len();
         self.lines.extend_from_slice(body);
         self.lines.push(b'\n');
         let body = self.lines.get_mut(start..).unwrap_or_default();
-        match audit::decode_in_place(body) {
-            Ok(split) => {
-                self.messages.accepted += 1;
-                body.copy_within(split.lines.clone(), 0);
-                self.lines.truncate(start + split.lines.len());
-                self.events += split.events;
-                for (sum, count) in self.levels.iter_mut().zip(split.levels) {
-                    *sum += count;
-                }
-                Ok(())
-            }
-            Err(invalid) => {
+        let split = audit::decode_in_place(body).inspect_err(|_| self.lines.truncate(start))?;
+        let Split { lines, events, levels, rejected, mended, own } = split;
+        match own {
+            Some(own) => {
                 self.lines.truncate(start);
-                Err(invalid)
+                self.lines.extend_from_slice(own.get(lines).unwrap_or_default());
+            }
+            None => {
+                let length = lines.len();
+                self.lines.copy_within(start + lines.start..start + lines.end, start);
+                self.lines.truncate(start + length);
             }
         }
+        self.messages.accepted += 1;
+        self.events += events;
+        for (sum, count) in self.levels.iter_mut().zip(levels) {
+            *sum += count;
+        }
+        metrics.changed_events.of(ChangedEvent::InvalidUtf8).increment(mended);
+        metrics.rejected_items.increment(rejected.count);
+        Ok(rejected)
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) fn find(line: &mut Vec<u8>) -> Result<Found, String> {
     }
     let (start, end) = (prefix_bytes(line)?, line.len());
     let as_event = match decode(line, start..end) {
-        Ok(range) => return Ok(range.into()),
+        Ok(found) => return Ok(found),
         Err(error) => error,
     };
     // A record around the event is looked for last, so that every event is sent unchanged, even one
@@ -80,15 +80,21 @@ fn is_usual(line: &[u8]) -> bool {
 }
 
 /// Finds the events in this range of the line, by the rules of a relay. The last byte of the range
-/// is not read: it is room for a `\n`. Returns the range of the events in the line. `Err` is the
-/// fault of the line.
-fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> {
+/// is not read: it is room for a `\n`. `Err` is the fault of the line.
+fn decode(line: &mut Vec<u8>, range: Range<usize>) -> Result<Found, String> {
     let Range { start, .. } = range;
     let body = line.get_mut(range).unwrap_or_default();
-    match audit::decode_in_place(body) {
-        Ok(split) => Ok(split.lines.start + start..split.lines.end + start),
-        Err(Invalid { byte, what, .. }) => Err(format!("at byte {}: {what}", byte + start)),
-    }
+    let split = audit::decode_in_place(body)
+        .map_err(|Invalid { byte, what, .. }| format!("at byte {}: {what}", byte + start))?;
+    let others = split.rejected.told();
+    let range = match split.own {
+        Some(own) => {
+            *line = own;
+            split.lines
+        }
+        None => split.lines.start + start..split.lines.end + start,
+    };
+    Ok(Found { range, others })
 }
 
 /// Returns the length in bytes of a prefix before the JSON text: a node's name, or a time and the
@@ -127,7 +133,7 @@ mod tests {
             let (is_usual, mut own) = (is_usual(line), line.to_vec());
             let found = decode(&mut own, 0..line.len());
             assert!(
-                !is_usual || found == Ok(0..line.len()) && own == line,
+                !is_usual || found == Ok((0..line.len()).into()) && own == line,
                 "{found:?}: {}",
                 String::from_utf8_lossy(line)
             );
@@ -290,7 +296,26 @@ mod tests {
             let error = events(line).expect_err(line);
             assert!(error.contains(wanted), "{line}: {error}");
         }
-        let mut line = b"{\"auditID\":\"\xff\",\"stage\":\"Panic\"}\n".to_vec();
-        assert_eq!(find(&mut line).err().as_deref(), Some("at byte 12: not valid UTF-8"));
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_replaced_as_a_relay_replaces_them() {
+        let line = b"node {\"auditID\":\"\xff\",\"stage\":\"Panic\"}\n";
+        let expected = audit::decode(line[5..].to_vec()).unwrap().lines;
+        let mut line = line.to_vec();
+        let found = find(&mut line).unwrap();
+        assert_eq!(line[found.range], expected);
+        assert!(str::from_utf8(&expected).unwrap().contains(audit::NOT_UTF8));
+    }
+
+    #[test]
+    fn items_of_a_list_that_are_not_events_are_told_beside_the_events() {
+        let list = format!(
+            r#"{{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[{EVENT},{{}},{EVENT}]}}"#
+        );
+        let mut line = format!("{list}\n").into_bytes();
+        let found = find(&mut line).unwrap();
+        assert_eq!(line[found.range], *format!("{EVENT}\n{EVENT}\n").as_bytes());
+        assert!(found.others.unwrap().contains("auditID is missing"));
     }
 }

@@ -203,7 +203,7 @@ fn strings_of_every_length() {
     }
 }
 
-/// Nesting around the limits of the scanner (61) and of events (1,000).
+/// Nesting around the limits of the scanner (61) and of events ([`DEPTH_MAX`]).
 #[test]
 fn depths() {
     // The first two fields are the brackets that are opened and closed in turn. The last shape has
@@ -215,7 +215,12 @@ fn depths() {
         (&["[0,", r#"{"":[],"a":"#], &[",{}]", r#","b":""}"#], 1),
     ];
     for (open, close, neighbour) in shapes {
-        for depth in (50..=70).chain([126, 127, 128, 129, 999, 1000, 1001, 3_000_000]) {
+        for depth in (50..=70).chain([126, 127, 128, 129]).chain([
+            DEPTH_MAX - 1,
+            DEPTH_MAX,
+            DEPTH_MAX + 1,
+            3_000_000,
+        ]) {
             // The event itself is the first level.
             let levels = depth - 1 - neighbour;
             let before: String = (0..levels).map(|level| open[level % open.len()]).collect();

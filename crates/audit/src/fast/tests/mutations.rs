@@ -55,7 +55,8 @@ fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
 /// Returns the events of each recorded body, without the long ones.
 fn recorded() -> Vec<Vec<Vec<u8>>> {
     let events = |(_, body): (String, Vec<u8>)| {
-        let (events, _) = strict::split(std::str::from_utf8(&body).unwrap()).unwrap();
+        let strict::Checked { events, .. } =
+            strict::split(std::str::from_utf8(&body).unwrap()).unwrap();
         let short = events.iter().filter(|event| event.len() < EVENT_BYTES_MAX);
         short.map(|event| body[event.range()].to_vec()).collect::<Vec<_>>()
     };

@@ -1,0 +1,469 @@
+//! Takes a list of events apart while it arrives, item by item.
+//!
+//! A list of any size passes in constant memory: what is read of an item goes to the caller, and
+//! only the text around the items is kept, with an empty array in their place. Strings and brackets
+//! alone tell where an item ends, so the caller decodes each item, and the envelope at the end.
+
+use std::borrow::Cow;
+
+use crate::scan::{Member, members};
+use crate::{Invalid, decode};
+
+/// The maximum number of bytes around the items. kube-apiserver writes 77.
+const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
+
+/// The number of bytes that stay of a string that is too long to be held.
+const KEPT_BYTES: usize = 1024;
+
+/// The place in the list at which the next byte is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// Outside of the array of items.
+    Envelope,
+    /// In the array, before an item. `after_comma`: an item must follow.
+    Before { after_comma: bool },
+    /// In an item that is an object or an array.
+    Nested,
+    /// In an item that is a string.
+    Text,
+    /// In an item that is a number or a literal.
+    Scalar,
+    /// In the array, after an item.
+    After,
+}
+
+/// The state of a list that arrives.
+#[derive(Debug)]
+pub struct Items {
+    envelope: Vec<u8>,
+    at: At,
+    /// The number of containers that are open in the envelope, or in the item.
+    depth: usize,
+    in_string: bool,
+    /// `true`: the last byte was a backslash that escapes the next one.
+    is_escaped: bool,
+    /// The number of bytes of the list that were read.
+    read: usize,
+    /// The number of items that have ended.
+    items: usize,
+    /// The lengths of the caller's item after its opening brace, and at the beginning of its last
+    /// member: after the brace, or before the comma.
+    first: usize,
+    member: usize,
+    /// `true`: the bytes up to the end of the item's member are left out.
+    skips: bool,
+}
+
+/// The reason why [`Items::read`] has returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// All bytes were read.
+    Input,
+    /// An item is complete.
+    Item,
+}
+
+impl Default for Items {
+    fn default() -> Self {
+        Self {
+            envelope: Vec::new(),
+            at: At::Envelope,
+            depth: 0,
+            in_string: false,
+            is_escaped: false,
+            read: 0,
+            items: 0,
+            first: 0,
+            member: 0,
+            skips: false,
+        }
+    }
+}
+
+impl Items {
+    /// Reads from `bytes`, the next part of the list, up to the end of an item. Appends what
+    /// belongs to the item to `item`, and returns the number of bytes that were read.
+    ///
+    /// # Errors
+    ///
+    /// `Some`: the list is not JSON. `None`: the text is not a list of items, or has too much around
+    /// them.
+    pub fn read(
+        &mut self,
+        bytes: &[u8],
+        item: &mut Vec<u8>,
+    ) -> Result<(usize, Ended), Option<Invalid>> {
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            let start = self.read + at;
+            let fault = |what: &'static str| {
+                let what = Cow::Borrowed(what);
+                Some(Invalid { byte: start, item: Some(self.items), what, is_sound: false })
+            };
+            match (self.at, byte) {
+                (At::Envelope, _) => self.around(byte)?,
+                (At::Before { .. } | At::After, b' ' | b'\n' | b'\r' | b'\t') => {}
+                (At::Before { after_comma: false } | At::After, b']') => {
+                    self.envelope.push(byte);
+                    (self.at, self.depth) = (At::Envelope, 1);
+                }
+                (At::After, b',') => self.at = At::Before { after_comma: true },
+                (At::After, _) => return Err(fault("not JSON: expected `,` or `]`")),
+                (At::Before { .. }, b',' | b']' | b'}' | b':') => {
+                    return Err(fault("not JSON: expected value"));
+                }
+                (At::Before { .. }, _) => {
+                    (self.depth, self.in_string, self.is_escaped) = (0, false, false);
+                    self.at = match byte {
+                        b'{' | b'[' => At::Nested,
+                        b'"' => At::Text,
+                        _ => At::Scalar,
+                    };
+                    continue;
+                }
+                (At::Scalar, b',' | b']' | b' ' | b'\n' | b'\r' | b'\t') => {
+                    return Ok(self.ended(at));
+                }
+                (At::Scalar, _) => item.push(byte),
+                (At::Nested | At::Text, _) => {
+                    let rest = bytes.get(at..).unwrap_or_default();
+                    let (count, has_ended) = self.inside(rest, item);
+                    at += count;
+                    if has_ended {
+                        return Ok(self.ended(at));
+                    }
+                    continue;
+                }
+            }
+            at += 1;
+        }
+        self.read += at;
+        Ok((at, Ended::Input))
+    }
+
+    /// Makes the open item shorter, because it is too long to be held: leaves out its longest
+    /// member, or the part of it that has arrived, and then skips the rest. A member that is a
+    /// string keeps its beginning. `start` is the offset in `item` at which the open item begins.
+    /// Returns `false` if that would free nothing.
+    pub fn leave_member_out(&mut self, item: &mut Vec<u8>, start: usize) -> bool {
+        if self.at != At::Nested || item.get(start) != Some(&b'{') {
+            return false;
+        }
+        let text = item.get(start..).unwrap_or_default();
+        let longest = members(text).max_by_key(|member| member.value.len());
+        let Some(Member { key, value, .. }) = longest.filter(|it| it.value.len() > KEPT_BYTES + 12)
+        else {
+            return false;
+        };
+        let offset = |part: &[u8]| part.as_ptr() as usize - item.as_ptr() as usize;
+        let (name, from, to) = (offset(key) - 1, offset(value), offset(value) + value.len());
+        let is_open = from >= self.member;
+        let beginning = beginning(value);
+        let cut = match beginning {
+            Some(kept) => from + kept..to,
+            None if is_open => self.member..to,
+            None => {
+                name..to
+                    + item
+                        .get(to..)
+                        .and_then(|rest| memchr::memchr(b',', rest))
+                        .map_or(0, |at| at + 1)
+            }
+        };
+        let marker = if beginning.is_some() { "…\"".as_bytes() } else { b"" };
+        let freed = cut.len() - marker.len();
+        item.splice(cut, marker.iter().copied());
+        if is_open {
+            // With a beginning of it, the comma behind the member stays.
+            self.first = if beginning.is_some() { 0 } else { self.first };
+            self.skips = true;
+        } else {
+            self.member -= freed;
+        }
+        true
+    }
+
+    /// Returns the number of items that have ended.
+    pub fn count(&self) -> usize {
+        self.items
+    }
+
+    /// Returns the number of bytes of the list that were read.
+    pub fn offset(&self) -> usize {
+        self.read
+    }
+
+    /// Checks the envelope after the last byte.
+    ///
+    /// # Errors
+    ///
+    /// The list is not complete, or not a list of events.
+    pub fn finish(self) -> Result<(), Invalid> {
+        let item = (self.at != At::Envelope).then_some(self.items);
+        decode(self.envelope).map(drop).map_err(|error| {
+            // Behind the items, a byte of the envelope stands later in the list.
+            let byte = if item.is_some() { self.read } else { error.byte };
+            Invalid { byte, item, ..error }
+        })
+    }
+
+    fn ended(&mut self, read: usize) -> (usize, Ended) {
+        (self.at, self.skips) = (At::After, false);
+        self.read += read;
+        self.items += 1;
+        (read, Ended::Item)
+    }
+
+    /// Reads a byte of the envelope.
+    fn around(&mut self, byte: u8) -> Result<(), Option<Invalid>> {
+        let is_space = matches!(byte, b' ' | b'\n' | b'\r' | b'\t');
+        if is_space && !self.in_string && self.envelope.last() == Some(&b' ') {
+            return Ok(());
+        }
+        let begins = self.depth == 0 && byte != b'{' && !is_space;
+        if self.envelope.len() == ENVELOPE_BYTES_MAX
+            || begins && self.envelope.iter().all(u8::is_ascii_whitespace)
+        {
+            return Err(None);
+        }
+        let opens_items = byte == b'[' && !self.in_string && self.depth == 1 && {
+            let before = self.envelope.trim_ascii_end().strip_suffix(b":");
+            before.is_some_and(|before| before.trim_ascii_end().ends_with(b"\"items\""))
+        };
+        // One space stands for all white space between two tokens.
+        self.envelope.push(if is_space && !self.in_string { b' ' } else { byte });
+        if opens_items {
+            self.at = At::Before { after_comma: false };
+            return Ok(());
+        }
+        if self.in_string {
+            match byte {
+                _ if self.is_escaped => self.is_escaped = false,
+                b'\\' => self.is_escaped = true,
+                b'"' => self.in_string = false,
+                _ => {}
+            }
+            return Ok(());
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Reads from `bytes`, which are in an item that is a container or a string. Returns the number
+    /// of bytes that were read, and `true` if the item ends with them.
+    fn inside(&mut self, bytes: &[u8], item: &mut Vec<u8>) -> (usize, bool) {
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            let start = at;
+            if self.in_string {
+                at += self.string(bytes.get(at..).unwrap_or_default());
+            } else {
+                at += 1;
+                match byte {
+                    b'"' => self.in_string = true,
+                    b'{' | b'[' => self.depth += 1,
+                    b'}' | b']' => self.depth -= 1,
+                    _ => {}
+                }
+                let is_member = self.depth == 1 && matches!(byte, b',' | b'{');
+                let ends = self.depth == 0 && !self.in_string;
+                if self.skips && (is_member && byte == b',' || ends) {
+                    self.skips = false;
+                    // Without a member before it, the comma goes with the member.
+                    if byte == b',' && self.member == self.first {
+                        continue;
+                    }
+                }
+                if is_member && byte == b'{' {
+                    self.first = item.len() + 1;
+                }
+                if is_member {
+                    self.member = item.len() + usize::from(byte == b'{');
+                }
+            }
+            if !self.skips {
+                item.extend_from_slice(bytes.get(start..at).unwrap_or_default());
+            }
+            if self.depth == 0 && !self.in_string {
+                return (at, true);
+            }
+        }
+        (at, false)
+    }
+
+    /// Returns how many of these bytes belong to the string in which the item is, with its quote.
+    fn string(&mut self, bytes: &[u8]) -> usize {
+        let mut at = usize::from(std::mem::take(&mut self.is_escaped));
+        loop {
+            let rest = bytes.get(at..).unwrap_or_default();
+            let Some(found) = memchr::memchr2(b'"', b'\\', rest) else { return bytes.len() };
+            at += found + 1;
+            if rest.get(found) == Some(&b'"') {
+                self.in_string = false;
+                return at;
+            }
+            self.is_escaped = at == bytes.len();
+            at += usize::from(!self.is_escaped);
+        }
+    }
+}
+
+/// Returns how many bytes of a value stay if the value is a string: its quote and at most
+/// [`KEPT_BYTES`], without a part of an escape or of a character. `None` for other values.
+fn beginning(value: &[u8]) -> Option<usize> {
+    let mut end = usize::from(value.first() == Some(&b'"'));
+    if end == 0 {
+        return None;
+    }
+    while end <= KEPT_BYTES {
+        end += match (value.get(end)?, value.get(end + 1)) {
+            (b'\\', Some(b'u')) => 6,
+            (b'\\', _) => 2,
+            _ => 1,
+        };
+    }
+    while value.get(end).is_some_and(|byte| byte & 0xc0 == 0x80) {
+        end -= 1;
+    }
+    // The first half of a surrogate pair would be alone before the cut.
+    let is_first = |text: &[u8]| {
+        matches!(text, [b'\\', b'u', b'd' | b'D', b'8' | b'9' | b'a' | b'b' | b'A' | b'B', ..])
+    };
+    Some(if value.get(end - 6..end).is_some_and(is_first) { end - 6 } else { end })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testing::corpus;
+
+    /// Reads a list in pieces of `size` bytes. Returns its items, and the result of the end.
+    fn read(list: &[u8], size: usize) -> Result<Vec<Vec<u8>>, Option<Invalid>> {
+        let (mut items, mut item, mut found) = (Items::default(), Vec::new(), Vec::new());
+        for mut piece in list.chunks(size) {
+            while !piece.is_empty() {
+                let (count, ended) = items.read(piece, &mut item)?;
+                piece = &piece[count..];
+                if ended == Ended::Item {
+                    found.push(std::mem::take(&mut item));
+                }
+            }
+        }
+        assert_eq!(items.count(), found.len());
+        items.finish().map_err(Some)?;
+        Ok(found)
+    }
+
+    #[test]
+    fn the_items_are_those_of_the_whole_list_however_it_is_cut() {
+        for (name, list) in corpus() {
+            let whole = decode(list.clone()).unwrap();
+            for size in [1, 7, 4096, list.len()] {
+                let items = read(&list, size).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+                let lines: Vec<u8> =
+                    items.into_iter().flat_map(|item| [&item[..], b"\n"].concat()).collect();
+                assert!(lines == whole.lines, "{name} in pieces of {size}");
+            }
+        }
+        let odd =
+            br#" {"x":[{"items":[1]},"\"items\":["],"items" : [ 7 ,"a\\\"]", [1,{"b":"]"}] ,null]
+            ,"apiVersion":"audit.k8s.io/v1","kind":"EventList"} "#;
+        for size in 1..odd.len() {
+            let items = read(odd, size).expect("a list");
+            let expected = [&b"7"[..], br#""a\\\"]""#, br#"[1,{"b":"]"}]"#, b"null"];
+            assert_eq!(items, expected, "{size}");
+        }
+        assert_eq!(read(&[crate::LIST_HEAD, b"]}"].concat(), 3), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_not_a_list_is_refused_at_once_and_a_broken_one_at_its_byte() {
+        for text in [&b"hello"[..], b"[1]", b"7", b"\"a\"", b" \n x"] {
+            assert_eq!(read(text, 3), Err(None));
+        }
+        let space = b" \n".repeat(ENVELOPE_BYTES_MAX);
+        let padded = [&space[..], crate::LIST_HEAD, b"7", &space, b"]", &space, b"}", &space];
+        assert_eq!(read(&padded.concat(), 999), Ok(vec![b"7".to_vec()]));
+        let event = [b"{\"auditID\":\"", &b"a".repeat(ENVELOPE_BYTES_MAX)[..]].concat();
+        assert_eq!(read(&event, 512), Err(None), "a single event");
+        let head = std::str::from_utf8(crate::LIST_HEAD).unwrap();
+        for (rest, at, item) in [
+            ("1 2]}", 2, Some(1)),
+            ("1,]}", 2, Some(1)),
+            (",1]}", 0, Some(0)),
+            ("1,,2]}", 2, Some(1)),
+            ("1,2", 3, Some(1)),
+            ("{\"a\":[1", 7, Some(0)),
+        ] {
+            let list = format!("{head}{rest}");
+            let error = read(list.as_bytes(), 2).expect_err("broken").expect("it has a byte");
+            assert_eq!((error.byte - head.len(), error.item), (at, item), "{rest}: {error}");
+        }
+        for list in [r#"{"kind":"EventList","items":[1]}"#, r#"{"kind":"Pod","items":[]}"#] {
+            assert!(matches!(read(list.as_bytes(), 5), Err(Some(_))), "{list}");
+        }
+        let twice = [crate::LIST_HEAD, br#"1],"items":[2]}"#].concat();
+        assert!(read(&twice, 9).unwrap_err().unwrap().what.contains("twice"));
+    }
+
+    /// Method: the longest member of an event is left out when each further byte has arrived.
+    #[test]
+    fn a_member_that_is_left_out_leaves_the_others_as_they_are() {
+        let long = "1,".repeat(KEPT_BYTES);
+        for place in 0..3 {
+            let mut members = [r#""a":["x,\"}"]"#.to_owned(), r#""b": 1"#.to_owned()].to_vec();
+            members.insert(place, format!(r#""c" : {{"d":[1,{{"e":[{long}0]}}],"f":3}}"#));
+            let event = format!("{{{}}}", members.join(" , "));
+            let list = format!("{}{event},7]}}", std::str::from_utf8(crate::LIST_HEAD).unwrap());
+            members.remove(place);
+            let (head, mut cuts) = (crate::LIST_HEAD.len(), 0);
+            let expected = [format!("{{{}}}", members.join(",")), event.clone()];
+            for cut in 1..event.len() {
+                // The caller may have text of its own before the item.
+                let (mut items, mut item) = (Items::default(), b"own{\"".to_vec());
+                let (first, rest) = list.as_bytes().split_at(head + cut);
+                items.read(first, &mut item).unwrap();
+                let is_left_out = items.leave_member_out(&mut item, 5);
+                assert_eq!(items.read(rest, &mut item).unwrap().1, Ended::Item);
+                let text = String::from_utf8(item[5..].to_vec()).unwrap();
+                let compact = text.replace(' ', "");
+                let wanted = &expected[usize::from(!is_left_out)];
+                assert_eq!(compact, wanted.replace(' ', ""), "{place} {cut}");
+                cuts += usize::from(is_left_out);
+            }
+            assert!(cuts > KEPT_BYTES / 2, "{cuts}");
+        }
+    }
+
+    /// Method: a string of each kind of character is cut at each offset from the limit, while it
+    /// arrives and when a later member has begun.
+    #[test]
+    fn a_string_that_is_left_out_keeps_a_valid_beginning() {
+        for part in
+            ["a", "é", "€", "😀", r"\n", r"\u003c", r"\ud83d\ude00", r#"a\"😀\ud83d\ude00é"#]
+        {
+            for before in 0..12 {
+                let value = format!("{}{}", "x".repeat(before), part.repeat(2 * KEPT_BYTES));
+                let event = format!(r#"{{"a":1,"uri":"{value}","b":22}}"#);
+                let list = [crate::LIST_HEAD, event.as_bytes(), b"]}"].concat();
+                for missing in [20, 2] {
+                    let (mut items, mut item) = (Items::default(), Vec::new());
+                    let end = crate::LIST_HEAD.len() + event.len() - missing;
+                    items.read(&list[..end], &mut item).unwrap();
+                    assert!(items.leave_member_out(&mut item, 0), "{part}");
+                    items.read(&list[end..], &mut item).unwrap();
+                    let kept: serde_json::Value = serde_json::from_slice(&item).expect(part);
+                    let uri = kept["uri"].as_str().unwrap().strip_suffix('…').unwrap();
+                    let whole: String = serde_json::from_str(&format!("\"{value}\"")).unwrap();
+                    assert!(whole.starts_with(uri) && item.len() > KEPT_BYTES - 12, "{part}");
+                    assert_eq!((&kept["a"], &kept["b"]), (&1.into(), &22.into()));
+                }
+            }
+        }
+    }
+}
