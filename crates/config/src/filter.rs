@@ -17,8 +17,8 @@ use transform::redact;
 use transform::redact::{Redaction, With};
 use transform::shape::{Bodies, DataStream, Form, ManagedFields, Shape};
 
-/// The minimum of `max_event_bytes`. An event can have this many bytes even without its bodies
-/// (`requestObject` and `responseObject`).
+/// The minimum of `max_event_bytes`. An event can have this many bytes even if all of its parts are
+/// cut.
 const EVENT_BYTES_MIN: u64 = 1024;
 
 /// The maximum of `deduplicate`. At most a million past events are remembered, so with a longer
@@ -44,8 +44,9 @@ pub struct Filter {
     /// list is empty. `None` if nothing is redacted.
     pub redact: Option<Vec<redact::Rule>>,
     /// The maximum size of an event in bytes. A larger event loses as little as possible of
-    /// webhooks' patches, `responseObject` and `requestObject`. If it is still too large, it counts
-    /// as rejected, but is sent if `rejected.action` is `retry`. `None` if there is no limit.
+    /// webhooks' patches, `responseObject` and `requestObject`. If it is still too large, its other
+    /// parts are cut. If even that is not enough, it counts as rejected, but is sent if
+    /// `rejected.action` is `retry`. `None` if there is no limit.
     pub max_event_bytes: Option<u64>,
     /// Events with the same bytes as one that was received within this time are not sent, as far as
     /// the relay remembers it. `None` if repeated events are sent too.
@@ -127,8 +128,8 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
             "size, at least 1KiB",
             (None, "no limit"),
             "maximum event size. Larger events are trimmed: only as much of the webhook patches, \
-             `responseObject` and `requestObject` is removed as necessary; events that are still \
-             too large are rejected",
+             `responseObject` and `requestObject` is removed as necessary; then other large parts \
+             are cut",
         ),
         EVENT_BYTES_MIN..=64 * MIB,
     );

@@ -4,10 +4,11 @@
 //! (`policy`)? Was the same event sent before (`deduplicate`)? Changes, in this order: bodies and
 //! managed fields that the policies omit are removed; values that must not leave the relay are
 //! redacted (`redact`); annotations are added (`annotate`); bodies and webhooks' patches that make
-//! the event too large are removed (`max_event_bytes`). Finally, the event gets the form in which
-//! it leaves (`shape`, `bodies`, `managed_fields`). Dead letters can be replayed: they hold the
-//! event as received or, if it is too long for the protocol, before its form
-//! ([`Filter::before_form`]). Sizes and counters also refer to the event before its form.
+//! the event too large are removed, and then other large parts are cut (`max_event_bytes`).
+//! Finally, the event gets the form in which it leaves (`shape`, `bodies`, `managed_fields`). Dead
+//! letters can be replayed: they hold the event as received or, if it is too long for the protocol,
+//! before its form ([`Filter::before_form`]). Sizes and counters also refer to the event before its
+//! form.
 
 use std::io;
 use std::ops::Range;
@@ -45,7 +46,7 @@ pub enum Verdict {
     Dropped,
     /// The output sends, or has sent, an earlier event with the same bytes from within the window.
     Duplicate,
-    /// The event is lost: it is larger than `max_event_bytes` even without its bodies.
+    /// The event is lost: it is larger than `max_event_bytes` even if all of its parts are cut.
     TooLarge,
 }
 
@@ -56,7 +57,7 @@ pub struct Changes {
     pub lowered: bool,
     /// A value that must not leave the relay was removed or replaced.
     pub redacted: bool,
-    /// The event was larger than `max_event_bytes`, and a body or webhooks' patches were removed.
+    /// The event was larger than `max_event_bytes`, and parts of it were removed or cut.
     pub trimmed: bool,
 }
 
@@ -72,7 +73,7 @@ pub struct Rules {
     bytes_max: Option<usize>,
     /// `None` if duplicates are sent.
     window: Option<Duration>,
-    /// `true` if an event that is too large without its bodies is lost, `false` if it is sent.
+    /// `true` if an event that is too large however it is cut is lost, `false` if it is sent.
     gives_up: bool,
 }
 

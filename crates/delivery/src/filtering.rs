@@ -27,7 +27,8 @@ const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
 /// other tasks on this thread.
 pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-pub(super) const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its objects";
+pub(super) const TOO_LARGE: &str =
+    "larger than filter.max_event_bytes, even with all of its parts cut: raise it to 4KiB or more";
 
 /// While the lines of too large events in the marks have this many bytes, nothing is sent.
 const TOO_LARGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -90,7 +91,7 @@ enum Mark {
     Dropped,
     Duplicate,
     Changed(Changes),
-    /// The event would be too large even without its objects. The value is its line as received.
+    /// The event would be too large however it is cut. The value is its line as received.
     TooLarge(Bytes),
 }
 

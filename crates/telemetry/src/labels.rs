@@ -278,7 +278,8 @@ label_values! {
         Duplicate = "duplicate",
         /// Events sent without bodies or managed fields that the audit policy does not ask for.
         Lowered = "lowered",
-        /// Events sent without a body or patch, because they were larger than `max_event_bytes`.
+        /// Events sent without a part, or with a part cut, because they were larger than
+        /// `max_event_bytes`.
         Trimmed = "trimmed",
         /// Events that are sent with at least one value removed or replaced.
         Redacted = "redacted",

@@ -1,9 +1,11 @@
 //! Changes one event for an output: lowers its level, removes values that must not leave the relay,
-//! drops bodies that are too large for the consumer, and adds constant annotations.
+//! drops bodies and cuts other parts that are too large for the consumer, and adds constant
+//! annotations.
 //!
-//! [`apply`] cuts bytes out of an event and inserts others. It never rewrites the JSON: everything
-//! that no rule changes stays byte for byte and in its order, including unusual numbers, escapes
-//! and duplicate keys. The result is valid JSON, and still an audit event.
+//! [`apply`] cuts bytes out of an event and inserts others. It does not rewrite the JSON:
+//! everything that no rule changes stays byte for byte and in its order, including unusual numbers,
+//! escapes and duplicate keys. The one exception is an event that is too large even with short
+//! strings (`cut`). The result is valid JSON, and still an audit event.
 //!
 //! The caller decides which changes an event gets. With a redaction, the values that are always
 //! redacted ([`redaction`]) are redacted too. Tokens are replaced last, so that a hash that stands
@@ -20,6 +22,7 @@
 //! | 4 | `uri` | credentials in a URI |
 //! | 5 | `look` | whether an event must be read at all |
 //! | 6 | `redaction` | which values must not leave |
+//! | 7 | `cut` | how an event becomes small that is too large without its bodies |
 
 use std::sync::LazyLock;
 
@@ -30,6 +33,7 @@ use audit::request::Request;
 mod ambiguous;
 mod annotate;
 mod command;
+mod cut;
 mod look;
 mod named;
 mod path;
@@ -67,8 +71,9 @@ pub struct Change<'a> {
     /// The constant annotations to add to the event.
     pub annotations: Option<&'a Annotations>,
     /// The maximum size of the changed event in bytes, if there is one. A larger event loses the
-    /// first set of parts in `TRIMMED` without which it is small enough or, if there is no such
-    /// set, all of the parts.
+    /// first set of parts in `TRIMMED` without which it is small enough. If there is no such set,
+    /// it loses all of the parts, and others are cut (`cut`). From 4 KiB on, every event becomes
+    /// small enough.
     pub event_bytes_max: Option<usize>,
 }
 
@@ -89,11 +94,12 @@ pub struct Done {
     pub lowered: bool,
     /// A value that must not leave the relay was removed or replaced.
     pub redacted: bool,
-    /// A body, or webhooks' changes to it, were removed because the event was too large.
+    /// A part was removed or cut because the event was too large.
     pub trimmed: bool,
     /// An annotation was added.
     pub annotated: bool,
-    /// The event is larger than `event_bytes_max`, even after all changes.
+    /// The event is larger than `event_bytes_max`, even after all changes. Its bodies are removed,
+    /// but nothing else is cut.
     pub is_too_large: bool,
 }
 
@@ -126,10 +132,20 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     fn apply(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
-        match self.look.has_tokens {
+        let start = out.len();
+        let mut done = match self.look.has_tokens {
             true => self.without_tokens(change, out),
             false => self.with_tokens(change, out),
+        };
+        if let (true, Some(max)) = (done.is_too_large, change.event_bytes_max) {
+            let changed = out.get(start..).filter(|text| !text.is_empty());
+            if let Some(text) = cut::cut(&marked(changed.unwrap_or(self.event)), max) {
+                out.truncate(start);
+                out.extend_from_slice(&text);
+                done = Done { trimmed: true, annotated: true, is_too_large: false, ..done };
+            }
         }
+        done
     }
 
     /// Does what [`apply`] does, without looking for JSON Web Tokens.
@@ -182,6 +198,15 @@ const TRIMMED: [&[Name]; 5] = [
     &[Name::ResponseObject, Name::RequestObject],
     &[Name::Annotations, Name::ResponseObject, Name::RequestObject],
 ];
+
+/// Returns the event with the annotation [`TRUNCATED`].
+fn marked(event: &[u8]) -> Vec<u8> {
+    let (level, without_bodies, trims, plan) = (None, false, false, None);
+    let reader = Reader { event, level, without_bodies, trims, plan, wishes: &[] };
+    let mut marked = Vec::with_capacity(event.len());
+    write(event, &reader.changed(&[&TRUNCATED], &[]).edits, &mut marked);
+    marked
+}
 
 /// Finds the edits that `change` needs in this event, except for those of JSON Web Tokens. `None`
 /// if it is clear, before the members of the event are read, that there is nothing to do.

@@ -637,8 +637,37 @@ fn a_webhooks_patch_leaves_only_where_the_body_leaves() {
     }
 }
 
+/// Method: an anonymous client chooses the URI and the user agent of its events, of which one could
+/// not become small before.
 #[test]
-fn what_stays_too_large_without_its_bodies_is_kept_as_a_dead_letter() {
+fn what_is_too_large_without_its_bodies_is_cut_and_delivered() {
+    let sink = HttpSink::accepting();
+    let more = "concurrency = 1\nfilter.max_event_bytes = \"4KiB\"\n";
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    let list = String::from_utf8(generated_batch(3, 3, 900)).unwrap();
+    let agent = format!("\"userAgent\":\"{}\"", "x".repeat(1_000_000));
+    let list = list.replacen("\"userAgent\":\"generated/1.0\"", &agent, 1);
+    assert_eq!(relay.post(list.as_bytes()).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let (got, sent) = (accepted_events(&sink), events_of(list.as_bytes()));
+    assert!(got[1..] == sent[1..]);
+    assert!(got[0].len() <= 4096, "{}", got[0].len());
+    let (got, sent) = (parsed(&got[0]), parsed(&sent[0]));
+    assert_eq!(got["annotations"]["audit.k8s.io/truncated"], "true");
+    let agent = got["userAgent"].as_str().unwrap();
+    assert!(agent.starts_with("xxx") && agent.ends_with("…[cut, 1000000 bytes]"), "{agent}");
+    for part in
+        ["auditID", "user", "verb", "requestURI", "objectRef", "sourceIPs", "stageTimestamp"]
+    {
+        assert_eq!(got[part], sent[part], "{part}");
+    }
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
+    assert_eq!(filtered(&relay, "trimmed"), 1.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_stays_too_large_however_it_is_cut_is_kept_as_a_dead_letter() {
     let sink = HttpSink::accepting();
     let directory = TempDir::new().unwrap();
     let more = format!(
@@ -647,8 +676,11 @@ fn what_stays_too_large_without_its_bodies_is_kept_as_a_dead_letter() {
     );
     let relay = Relay::start(&to_sink(sink.address(), &more));
     let list = String::from_utf8(generated_batch(3, 3, 900)).unwrap();
-    let agent = format!("\"userAgent\":\"{}\"", "x".repeat(2000));
-    let list = list.replacen("\"userAgent\":\"generated/1.0\"", &agent, 1);
+    // Each of these members keeps at least 128 bytes.
+    let names = ["impersonatedUser", "authenticationMetadata", "responseStatus", "userAgent"];
+    let long = |name: &&str| format!("\"{name}\":\"{}\"", "x".repeat(2000));
+    let long: Vec<_> = names.iter().map(long).collect();
+    let list = list.replacen("\"userAgent\":\"generated/1.0\"", &long.join(","), 1);
     assert_eq!(relay.post(list.as_bytes()).status, 200);
     relay.wait_until_delivered(PATIENCE);
     assert!(accepted_events(&sink) == events_of(list.as_bytes())[1..]);

@@ -88,8 +88,9 @@ fn all_others_and_the_shaped_event_itself_arrive_behind_every_kind_of_filter() {
     std::fs::write(&file, policy).unwrap();
     let filters = [
         String::new(),
-        format!("policy = [\"{}\"]", file.display()),
-        "redact = [{ resources = [\"configmaps\"], fields = [\"data.b\"] }]".to_owned(),
+        format!("policy = \"{}\"", file.display()),
+        "redact = [{ resources = [\"configmaps\"], fields = [\"requestObject.data.b\"] }]"
+            .to_owned(),
         "max_event_bytes = \"16KiB\"".to_owned(),
         "shape = \"ecs\"".to_owned(),
         "shape = \"ocsf\"".to_owned(),

@@ -155,21 +155,27 @@ fn list(events: &[String]) -> Vec<u8> {
 }
 
 /// Method: even without its bodies, an event is larger than the detector accepts. With the shipped
-/// config, the relay counts it as lost for the detector. Without `max_event_bytes`, the detector
-/// answers with 200 and skips it, and the relay counts no loss.
+/// config, the relay cuts it. Without `max_event_bytes`, the detector answers with 200 and skips
+/// it, and the relay counts no loss.
 #[test]
-fn an_event_larger_than_the_detector_takes_is_counted_if_the_relay_knows_the_limit() {
+fn an_event_larger_than_the_detector_takes_is_cut_if_the_relay_knows_the_limit() {
     let events = [event("one"), event(&"x".repeat(300_000)), event("three")];
     let without = [("filter = { max_event_bytes = \"256KiB\" }", "")];
-    for (more, counted, skipped) in [(&[][..], 1, 0), (&without[..], 0, 1)] {
+    for (more, is_known) in [(&[][..], true), (&without[..], false)] {
         let mut fed = Fed::start(Falco::start(Options::default(), DEFAULTS), more);
         fed.post(&list(&events));
         fed.assert_stored();
         let metrics = fed.settle();
-        assert_eq!((lost(&metrics), delivered(&metrics)), (counted, 3 - counted));
-        let seen = fed.falco.seen();
+        assert_eq!((lost(&metrics), delivered(&metrics)), (0, 3));
+        let mut seen = fed.falco.seen();
+        assert_eq!(seen.log.len(), usize::from(!is_known), "{:?}", seen.log);
+        if is_known {
+            let cut: Value = serde_json::from_slice(&seen.judged.remove(1)).unwrap();
+            assert_eq!(cut["annotations"]["audit.k8s.io/truncated"], "true");
+            let agent = cut["userAgent"].as_str().unwrap();
+            assert!(agent.starts_with("xxx") && agent.ends_with("x…[cut, 300000 bytes]"));
+        }
         assert!(seen.judged == [fed.sent[0].clone(), fed.sent[2].clone()]);
-        assert_eq!(seen.log.len(), skipped, "{:?}", seen.log);
         drop(seen);
         fed.relay.finish(Backlog::Empty);
     }

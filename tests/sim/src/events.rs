@@ -98,7 +98,23 @@ impl Event {
         self.bytes = [before, annotation.as_bytes(), behind].concat().into();
         self
     }
+
+    /// Makes the event longer than these bytes, in members of which a trimmed event keeps so much
+    /// that it does not fit into [`UNCUTTABLE`] bytes.
+    pub(crate) fn uncuttable(mut self, bytes: usize) -> Self {
+        let text = String::from_utf8_lossy(&self.bytes);
+        let long = "x".repeat(bytes);
+        let agent = format!(r#""userAgent":"{long} "#);
+        let more = format!(r#"{{"impersonatedUser":"{long}","authenticationMetadata":"{long}","#);
+        let text = text.replacen(r#""userAgent":""#, &agent, 1).replacen('{', &more, 1);
+        self.bytes = text.into_bytes().into();
+        self
+    }
 }
+
+/// The `filter.max_event_bytes` for an output that cannot send an [uncuttable](Event::uncuttable)
+/// event.
+pub(crate) const UNCUTTABLE: usize = 1024;
 
 pub(crate) const VERBS: [&str; 6] = ["get", "list", "create", "update", "patch", "delete"];
 pub(crate) const NAMESPACES: [&str; 4] = ["default", "kube-system", "team-a", "team-b"];
@@ -167,13 +183,9 @@ impl Maker {
         Event { bytes, ..event }
     }
 
-    /// Makes an event of at least this length, with a long user agent.
-    pub(crate) fn long_agent(&mut self, bytes: usize) -> Event {
-        let event = self.event_of("ResponseComplete");
-        let text = String::from_utf8_lossy(&event.bytes).into_owned();
-        let agent = format!(r#""userAgent":"{} "#, "x".repeat(bytes));
-        let bytes = text.replacen(r#""userAgent":""#, &agent, 1).into_bytes().into();
-        Event { bytes, ..event }
+    /// Makes an [uncuttable](Event::uncuttable) event that is longer than these bytes.
+    pub(crate) fn uncuttable(&mut self, bytes: usize) -> Event {
+        self.event_of("ResponseComplete").uncuttable(bytes)
     }
 
     pub(crate) fn events(&mut self, count: usize) -> Vec<Event> {

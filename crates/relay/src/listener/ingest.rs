@@ -254,15 +254,15 @@ impl Batch<'_> {
             let part = bytes.clone();
             let read = self.off_thread(move |pieces| pieces.read(&part)).await?;
             bytes.advance(read.map_err(|unfit| self.unfit(unfit))?);
+            if self.pieces.as_ref().is_some_and(|pieces| pieces.is_full()) {
+                self.append_pieces().await?;
+            }
             let held = |pieces: &Option<Box<Pieces>>| {
                 others + pieces.as_ref().map_or(0, |pieces| pieces.held())
             };
             if self.share.set(held(&self.pieces)).is_err() {
                 self.trim_all().await?;
                 self.share.set(held(&self.pieces))?;
-            }
-            if self.pieces.as_ref().is_some_and(|pieces| pieces.is_full()) {
-                self.append_pieces().await?;
             }
         }
         Ok(())

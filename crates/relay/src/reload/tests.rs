@@ -811,7 +811,7 @@ async fn what_needs_a_restart_stays_and_the_rest_is_in_force() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_of_taps_the_dead_letters_and_the_volume_follow_the_config() {
     let mut tasks = JoinSet::new();
-    let a = to(consumer(&mut tasks).await, "a", "filter.max_event_bytes = \"16KiB\"");
+    let a = to(consumer(&mut tasks).await, "a", "filter.max_event_bytes = \"1KiB\"");
     let without = format!("{BASE}{a}[volume]\nenabled = false\n");
     let mut relay = Relay::start(&without).await;
     let letters = relay.file("letters");
@@ -824,7 +824,10 @@ async fn the_token_of_taps_the_dead_letters_and_the_volume_follow_the_config() {
     assert_eq!(relay.reload(&with).await, None);
     assert_eq!(relay.get("/tap").await.0, 401);
     assert_ne!(relay.get("/status/volume").await.1, off);
-    let too_large = Bytes::from(format!("{{\"verb\":\"{}\"}}\n", "x".repeat(40 << 10)));
+    // Each of these members keeps 128 bytes if the event is cut.
+    let names = ["level", "verb", "user", "userAgent", "requestURI", "objectRef", "sourceIPs"];
+    let long = names.map(|name| format!("\"{name}\":\"{}\"", "x".repeat(6 << 10)));
+    let too_large = Bytes::from(format!("{{{}}}\n", long.join(",")));
     let batch = Append { lines: too_large, events: 1, levels: LevelCounts::default(), list: None };
     let _ticket = relay.parts.queue.append(batch).expect("there is room");
     relay.until("the event is given up", async |it| it.backlogs()["a"] == 0).await;

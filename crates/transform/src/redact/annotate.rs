@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::walk::{Child, Edit};
 
-/// Marks an event that was too large, from which a body or webhooks' changes to it were removed.
+/// Marks an event that was too large, so that parts of it were removed or cut.
 /// kube-apiserver marks the events that it truncates with the same annotation.
 pub(super) static TRUNCATED: Addition = Addition {
     key: std::borrow::Cow::Borrowed("audit.k8s.io/truncated"),
@@ -20,7 +20,7 @@ pub struct Annotations {
 /// An annotation to add: its key, and the whole member `"key":"value"` as JSON.
 #[derive(Debug)]
 pub(super) struct Addition {
-    key: std::borrow::Cow<'static, str>,
+    pub(super) key: std::borrow::Cow<'static, str>,
     member: std::borrow::Cow<'static, str>,
 }
 

@@ -79,7 +79,8 @@ fn has_form(value: &[u8], form: fn(&str) -> bool) -> bool {
 ///
 /// `missing-san.invalid-cert.kubernetes.io/HOST` and the same with `insecure-sha1` are not here,
 /// because any key could be a host. Neither are annotations that a relay before this one has added:
-/// a policy can be named `kube-audit-forwarder`, and this relay adds its own after the redaction.
+/// a policy can be named `kube-audit-forwarder`, and this relay adds its own after the redaction,
+/// all but the mark of [`audit::NOT_UTF8`].
 ///
 /// Source: the calls of `AddAuditAnnotation` and `AddAnnotation` in Kubernetes 1.19 to 1.36.
 fn form(name: &[u8]) -> Option<fn(&str) -> bool> {
@@ -90,7 +91,9 @@ fn form(name: &[u8]) -> Option<fn(&str) -> bool> {
             |text| matches!(text, "allow" | "deny" | "error")
         }
         b"apiserver.k8s.io/unsafe-delete-ignore-read-error" => str::is_empty,
-        b"audit.k8s.io/truncated" | b"k8s.io/deprecated" => |text| text == "true",
+        b"audit.k8s.io/truncated" | b"k8s.io/deprecated" | b"kube-audit-forwarder/invalid-utf8" => {
+            |text| text == "true"
+        }
         b"k8s.io/removed-release" => |text| text.bytes().all(|b| b == b'.' || b.is_ascii_digit()),
         b"apiserver.latency.k8s.io/apf-queue-wait"
         | b"apiserver.latency.k8s.io/authentication"

@@ -4,6 +4,7 @@ use super::*;
 use audit::request::request;
 use testing::{Failing, corpus, list, marked, seeds};
 
+mod cut;
 mod hostile;
 mod look;
 mod mutated;
@@ -709,7 +710,8 @@ fn a_secret_never_leaves_in_any_spelling() {
 #[test]
 fn the_deepest_event_and_the_longest_path_need_little_stack() {
     let work = || {
-        let depth = audit::DEPTH_MAX - 1;
+        // kube-apiserver takes 10,000 levels, and wraps them.
+        let depth = 10_005;
         let path = format!("requestObject{}", ".a".repeat(path::STEPS_MAX - 1));
         let redaction = rules(&[("configmaps", &path, With::Drop)]);
         let change =
@@ -724,7 +726,7 @@ fn the_deepest_event_and_the_longest_path_need_little_stack() {
             let mut out = Vec::new();
             let done = apply(whole.as_bytes(), &request(whole.as_bytes()), 0, &change, &mut out);
             assert_eq!(done.redacted, is_met || open == "[", "{open}");
-            assert!(out.is_empty() || audit::decode(out).is_ok());
+            assert_eq!(audit::scan::value_end(&out), (!out.is_empty()).then_some(out.len()));
         }
     };
     // The stack is much smaller than that of tokio's threads, which have 2 MiB.

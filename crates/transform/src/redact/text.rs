@@ -105,7 +105,7 @@ fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
 }
 
 /// Returns the character for the escape at the beginning of `text`, and the length of the escape.
-fn escape(text: &[u8]) -> (char, usize) {
+pub(super) fn escape(text: &[u8]) -> (char, usize) {
     let unit = |text: &[u8]| match text {
         [b'\\', b'u', digits @ ..] => digits.get(..4).and_then(hex),
         _ => None,

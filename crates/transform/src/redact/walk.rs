@@ -269,7 +269,7 @@ fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Child<'a> {
     /// The name of a member as it is written; `None` for an element of an array.
-    key: Option<&'a [u8]>,
+    pub(super) key: Option<&'a [u8]>,
     /// The indices at which the child begins and ends. A member begins with the quote before its
     /// name.
     pub(super) place: (usize, usize),

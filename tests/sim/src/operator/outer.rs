@@ -128,7 +128,7 @@ impl Operator<'_> {
         while sum < TOO_LARGE {
             let mut events = vec![self.kept_by(consumer, Marks::default())];
             while events.len() < 10 {
-                events.push(self.kept_by(consumer, Marks::default()).with_bytes(EACH));
+                events.push(self.kept_by(consumer, Marks::default()).uncuttable(EACH));
                 sum += EACH;
             }
             if self.post(&events) != Answer::Status(200) {

@@ -705,7 +705,7 @@ impl Operator<'_> {
         let events = self.posted(3);
         for _ in 0..14 {
             let mut maker = self.maker(Marks::default());
-            let mut large: Vec<_> = (0..6).map(|_| maker.long_agent(60_000)).collect();
+            let mut large: Vec<_> = (0..6).map(|_| maker.uncuttable(60_000)).collect();
             large.extend(self.good(1));
             self.post(&large);
         }

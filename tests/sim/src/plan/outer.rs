@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Action, Change, Plan, Timed};
 use crate::consumers::{Kind, Longest};
+use crate::events::UNCUTTABLE;
 use crate::pki::Wrong;
 use crate::senders;
 use crate::truth::Acknowledge;
@@ -146,7 +147,7 @@ fn too_large(plan: &mut Plan, rng: &mut fastrand::Rng) {
     (start.queue, start.when_full) = (65536, "reject");
     let consumer = start.outputs[rng.usize(..start.outputs.len())].consumer;
     plan.consumers[consumer] = Kind::S3;
-    plan.outer.longest.push((consumer, Longest::Event(8_192)));
+    plan.outer.longest.push((consumer, Longest::Event(UNCUTTABLE)));
     plan.outer.collects = Some(consumer);
     let at = Duration::from_millis(rng.u64(10_000..40_000));
     plan.actions.push(Timed { at, action: Action::TooLarge(consumer) });

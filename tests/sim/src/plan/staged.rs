@@ -364,7 +364,7 @@ fn set_up(plan: &mut Plan, stage: Stage) {
             start.own = vec![
                 ("object_age", "\"300s\""),
                 ("object_bytes", "\"1MiB\""),
-                ("filter.max_event_bytes", "\"16KiB\""),
+                ("filter.max_event_bytes", "\"1KiB\""),
             ];
         }
         Stage::LargeBodies => {
