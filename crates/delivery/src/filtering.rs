@@ -472,6 +472,61 @@ mod tests {
         (Filtering::new(Some(filter), &cursor, Tapping::default(), false), batch, cursor)
     }
 
+    /// Returns an event with bodies, annotations and an unknown member that are nested this deep.
+    fn deep_event(open: &str, close: &str, levels: usize, id: usize) -> String {
+        let deep = format!("{}\"eyJh.eyJz.Sig\"{}", open.repeat(levels), close.repeat(levels));
+        format!(
+            r#"{{"level":"RequestResponse","auditID":"{id}","stage":"Panic","verb":"patch",{object},{bodies},{more}}}"#,
+            object = r#""objectRef":{"resource":"configmaps"}"#,
+            bodies = format_args!(r#""requestObject":{deep},"responseObject":{deep}"#),
+            more = format_args!(r#""annotations":{{"a":{deep}}},"x":{deep}"#),
+        )
+    }
+
+    /// Method: kube-apiserver takes bodies of 10,000 levels, and wraps them. Each kind of rule
+    /// judges such events on a small stack.
+    #[test]
+    fn the_deepest_event_passes_every_kind_of_rule() {
+        const RULES: &str = "filter.max_event_bytes = '4KiB'\nfilter.deduplicate = '1m'\n\
+            filter.match = { verbs = ['patch'], unless = { users = ['x'] } }\n\
+            filter.annotate = { cluster = 'c' }\n\
+            filter.redact = [{ fields = ['requestObject.a.a', 'annotations.*.a.a'] }]\n";
+        const POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n\
+            - level: RequestResponse\n  omitManagedFields: true\n";
+        let work = || {
+            for (rules, is_cut) in [(RULES, true), (RULES.split_once('\n').unwrap().1, false)] {
+                let config = CONFIG.replace("filter.redact = []\n", rules);
+                let config = config::read(&config, testing_config::TYPES).config.unwrap();
+                let rules = Rules::new(&config.outputs[0].filter, config::Rejected::DeadLetter);
+                rules.apply(vec![transform::policy::Policy::read(POLICY).unwrap()]);
+                let mut filter = Filter::new(Arc::new(rules), None);
+                let forms =
+                    [("{\"a\":", "}", 10_005), ("[", "]", 10_005), ("{\"a\":[", "]}", 5_003)];
+                for (id, (open, close, levels)) in forms.into_iter().enumerate() {
+                    let line = deep_event(open, close, levels, id) + "\n";
+                    let mut changed = Vec::new();
+                    let mut judge = |position| {
+                        changed.clear();
+                        let mut events = filter.events(Events::of(line.as_bytes(), None));
+                        let (event, request, known) = events.next().unwrap();
+                        let age = std::time::Duration::ZERO;
+                        let asked = EventView { event, request, known, position, age };
+                        filter.judge(&asked, &mut changed)
+                    };
+                    let first = Position::START + 2 * id as u64;
+                    let Verdict::Changed(changes) = judge(first) else { panic!("{open}") };
+                    assert_eq!((changes.redacted, changes.trimmed), (true, is_cut), "{open}");
+                    assert_eq!(judge(first.next()), Verdict::Duplicate);
+                    judge(first);
+                    assert!(!is_cut || changed.len() <= 4096, "{}", changed.len());
+                    assert_eq!(audit::scan::value_end(&changed), Some(changed.len()));
+                    assert!(memchr::memmem::find(&changed, b"eyJz").is_none());
+                }
+            }
+        };
+        std::thread::Builder::new().stack_size(512 << 10).spawn(work).unwrap().join().unwrap();
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn other_tasks_go_on_while_a_large_event_is_redacted() {
         let ticks = Arc::new(AtomicU64::new(0));
