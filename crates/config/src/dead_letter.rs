@@ -37,8 +37,8 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
             "max_bytes",
             64 * MIB,
             DEAD_LETTER_MIN..,
-            "maximum total size of dead-letter files; the oldest are deleted first, and their \
-             events counted",
+            "maximum total size of dead-letter files; those of a flood, and then the oldest, are \
+             deleted first, and their events counted",
         ),
     }
 }

@@ -323,7 +323,10 @@ fn write_group(files: &mut LetterFiles, group: &[(Job, Vec<Bytes>)]) -> Vec<Writ
     let letters: Vec<Line<'_>> = group
         .iter()
         .zip(&heads)
-        .flat_map(|((_, pieces), head)| lines(pieces).map(move |event| Line { head, event }))
+        .flat_map(|((job, pieces), head)| {
+            let (output, reason) = (&*job.output, &*job.reason);
+            lines(pieces).map(move |event| Line { output, reason, head, event })
+        })
         .collect();
     let mut results = files.write(&letters).into_iter();
     let written = |(_, pieces): &(Job, Vec<Bytes>)| {

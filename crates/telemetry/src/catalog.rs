@@ -226,7 +226,7 @@ catalog! {
     /// The metric of the dead letters that were deleted to keep within `dead_letter.max_bytes`.
     pub struct DroppedLetters [] {
         pub events: Counter = "dead_letter_dropped_events_total",
-            "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.";
+            "Events in dead-letter files that were deleted to keep within dead_letter.max_bytes.";
     } with {
         /// The log's notes about deleted dead letters.
         pub losses: Losses,

@@ -116,8 +116,8 @@ impl Loss {
                 "the relay ended before it had delivered all events: they are lost and counted"
             }
             Self::DeadLetters => {
-                "the dead letters have reached dead_letter.max_bytes: the oldest are deleted and \
-                 counted"
+                "the dead letters have reached dead_letter.max_bytes: those of a flood, or the \
+                 oldest, are deleted and counted"
             }
         }
     }

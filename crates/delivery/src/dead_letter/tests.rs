@@ -230,6 +230,90 @@ async fn all_files_together_are_bounded_and_the_oldest_go_first_and_are_counted(
     assert!(scene.files().len() > 4);
 }
 
+/// Returns an event of this user, of about `bytes` bytes.
+fn event_by(user: &str, number: usize, bytes: usize) -> String {
+    let text = "ä".repeat(bytes / 2);
+    format!(r#"{{"auditID":"{number}","x":"{text}","user":{{"username":"{user}"}}}}"#)
+}
+
+/// Method: many users have letters, and then one client without an account causes ten times as much
+/// as fits, in large or in small letters, and across restarts. The letters of the others stay.
+#[tokio::test]
+async fn a_flood_pushes_out_its_own_letters_and_those_of_nobody_else() {
+    for (bytes, times) in [(12_000, 70), (300, 2_500)] {
+        let mut scene = Scene::new();
+        let others: Vec<_> =
+            (0..40).map(|number| event_by(&format!("u{number}"), number, 400)).collect();
+        for other in &others {
+            scene.write_safely(std::slice::from_ref(other)).await;
+        }
+        scene.restart().await;
+        let flood: Vec<_> =
+            (0..times).map(|number| event_by("system:anonymous", number, bytes)).collect();
+        for (round, some) in flood.chunks(times / 35).enumerate() {
+            scene.write_safely(some).await;
+            if round % 10 == 9 {
+                scene.restart().await;
+            }
+            let bytes: usize = scene.files().iter().map(|(_, text)| text.len()).sum();
+            assert!(bytes as u64 <= MAX_BYTES, "{bytes}");
+        }
+        let left = scene.events();
+        assert!(others.iter().all(|other| left.contains(other)), "{} are left", left.len());
+        assert!(left.contains(&flood[times - 1]), "the newest letter of the flood");
+        let dropped = usize::try_from(scene.dropped()).unwrap();
+        assert_eq!(left.len() + dropped, others.len() + times, "what goes is counted");
+        assert!(left.iter().map(String::len).sum::<usize>() > 40_000, "the room is used");
+    }
+}
+
+#[tokio::test]
+async fn each_of_several_floods_keeps_a_share() {
+    let scene = Scene::new();
+    let quiet = event_by("quiet", 0, 500);
+    scene.write_safely(std::slice::from_ref(&quiet)).await;
+    // The accounts of one namespace are one sender.
+    let users = ["system:anonymous", "ada", "system:serviceaccount:a:"];
+    for number in 0..300 {
+        for user in users {
+            let user = if user.ends_with(':') { format!("{user}{number}") } else { user.into() };
+            scene.write_safely(&[event_by(&user, number, 1_000)]).await;
+        }
+    }
+    let left = scene.events();
+    assert!(left.contains(&quiet), "{} are left", left.len());
+    for user in users {
+        let held = left.iter().filter(|event| event.contains(&format!(r#""{user}"#))).count();
+        assert!(held >= 10, "{held} of {user}");
+    }
+}
+
+#[test]
+fn an_origin_is_an_output_a_kind_of_reason_and_a_sender() {
+    let recent = files::Recent::default();
+    let origin = |output: &str, reason: &str, user: &str| {
+        recent.origin(output.as_bytes(), reason.as_bytes(), event_by(user, 1, 10).as_bytes())
+    };
+    let one = origin("a", "http://h:1: answered 400: failed to parse [x]", "ada");
+    for (output, reason, user, is_same) in [
+        ("a", "http://h:2: answered 422: failed to parse [y]", "ada", true),
+        ("b", "http://h:1: answered 400: failed to parse [x]", "ada", false),
+        ("a", "longer than max_message_bytes", "ada", false),
+        ("a", "http://h:1: answered 400: failed to parse [x]", "bob", false),
+    ] {
+        assert_eq!(origin(output, reason, user) == one, is_same, "{output} {reason} {user}");
+    }
+    let account = origin("a", "", "system:serviceaccount:shop:importer");
+    assert_eq!(origin("a", "", "system:serviceaccount:shop:other"), account);
+    for other in ["system:serviceaccount:team:importer", "shop", "system:anonymous", ""] {
+        assert_ne!(origin("a", "", other), account, "{other}");
+    }
+    // Lines that are torn or have no event do not panic.
+    for line in ["", "{", "[1]", "null", r#"{"user":{"username"#] {
+        recent.origin(b"", b"", line.as_bytes());
+    }
+}
+
 #[tokio::test]
 async fn a_start_goes_on_in_a_new_file_and_leaves_a_torn_one_as_it_is() {
     let mut scene = Scene::new();
@@ -473,7 +557,7 @@ fn cannot_count() {
     let scene = Scene::new();
     let mut files = LetterFiles::new(&scene.path(), MAX_BYTES, scene.letters.dropped.clone());
     let event = "x".repeat(usize::try_from(MAX_BYTES / 4).unwrap());
-    let line = || Line { head: b"{\"event\":", event: event.as_bytes() };
+    let line = || Line { output: "o", reason: "", head: b"{\"event\":", event: event.as_bytes() };
     (0..3).for_each(|_| assert!(files.write(&[line()])[0].is_ok()));
     let secret = scene.files().remove(0).0;
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
@@ -490,7 +574,7 @@ fn cannot_count() {
     assert!(written[..2].iter().all(Result::is_ok), "{written:?}");
     assert_eq!((scene.dropped(), secret.exists()), (3, true));
     let too_large = "x".repeat(usize::try_from(MAX_BYTES).unwrap() - 1000);
-    let line = Line { head: b"{\"event\":", event: too_large.as_bytes() };
+    let line = Line { output: "o", reason: "", head: b"{\"event\":", event: too_large.as_bytes() };
     let refused = files.write(&[line]).remove(0).unwrap_err();
     assert!(refused.contains("to count and delete it"), "{refused}");
     assert!(secret.exists());
