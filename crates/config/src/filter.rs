@@ -220,8 +220,8 @@ fn form(
         "bodies",
         &words,
         otherwise(&words, of_type.map(|form| form.bodies)),
-        "`requestObject` and `responseObject` are kept, become JSON strings, or are dropped along \
-         with webhook patches",
+        "`requestObject` and `responseObject` are kept, become JSON strings (as do unknown names in \
+         `extra`), or are dropped along with webhook patches",
     );
     let words = [("keep", ManagedFields::Keep), ("drop", ManagedFields::Drop)];
     let managed_fields = t.optional_choice(

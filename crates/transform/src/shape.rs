@@ -2,12 +2,13 @@
 //! Open Cybersecurity Schema Framework (OCSF), or as the event itself with other bodies.
 //!
 //! A shape moves values: each value of the event is copied as it is written, so that numbers keep
-//! their digits and texts their escapes. Three things change: bodies become strings if `bodies`
-//! says so, the keys of annotations lose their dots in ECS, and OCSF cuts `requestURI` at its first
-//! question mark. Members that a shape does not know are kept. An ECS document holds the whole
-//! event in `kubernetes.audit`, and an OCSF document holds in `unmapped` all that has no place of
-//! its own. An event with members that are missing or have unexpected types is shaped as well as it
-//! can be. If the event has a key twice, the first counts.
+//! their digits and texts their escapes. Four things change: bodies become strings if `bodies` says
+//! so; so do the members of a user's `extra` with unknown names, then and in ECS and OCSF; the keys
+//! of annotations lose their dots in ECS; and OCSF cuts `requestURI` at its first question mark.
+//! Members that a shape does not know are kept. An ECS document holds the whole event in
+//! `kubernetes.audit`, and an OCSF document holds in `unmapped` all that has no place of its own.
+//! An event with members that are missing or have unexpected types is shaped as well as it can be.
+//! If the event has a key twice, the first counts.
 //!
 //! A document is one JSON object in one line, because the event is one. No object that a shape
 //! makes has a key twice, unless the event itself has it twice.
@@ -23,6 +24,7 @@ use audit::time::is_timestamp;
 
 mod bodies;
 mod ecs;
+mod extra;
 mod json;
 mod ocsf;
 
@@ -74,7 +76,8 @@ pub enum Bodies {
     /// As they are.
     #[default]
     Keep,
-    /// As strings that hold their JSON text. `null` stays `null`.
+    /// As strings that hold their JSON text. `null` stays `null`. Members of a user's `extra` with
+    /// unknown names become a string too.
     String,
     /// Not at all. The annotations in which webhooks record their changes to a body are removed
     /// too.
@@ -127,7 +130,7 @@ impl Form {
         match self.shape {
             Shape::Event if self.bodies != Bodies::String => {}
             Shape::Event => {
-                let edits = Edits::of_bodies(event, self.bodies);
+                let edits = Edits::to_strings(event);
                 if !edits.is_empty() {
                     edits.write(event, out);
                 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::support::corpus::list_of;
 use crate::support::elasticsearch::{
     Elasticsearch, INDEX, Mood, to_elasticsearch, to_elasticsearch_in_ecs,
 };
@@ -175,19 +176,18 @@ impl OpenSearch {
         self.get("_count")["count"].as_u64().unwrap_or(0)
     }
 
-    /// Makes an index that maps bodies as Elastic's Kubernetes integration does: as objects of
-    /// which only some members are indexed.
-    fn make_index_of_the_integration(&self) {
+    fn make_index(&self, mapping: &Value) {
         let address = self.address.parse().expect("an address");
         let headers = [("Content-Type", "application/json")];
-        let mapping = mapping_of_the_integration().to_string();
+        let mapping = mapping.to_string();
         let mut client = Client::connect(address).expect("it listens");
         let made = client.request("PUT", &format!("/{INDEX}"), &headers, mapping.as_bytes());
         assert_eq!(made.expect("an answer").status, 200);
     }
 }
 
-/// Returns the relevant part of the template of Elastic's Kubernetes integration.
+/// Returns the relevant part of the template of Elastic's Kubernetes integration, which maps bodies
+/// as objects of which only some members are indexed.
 fn mapping_of_the_integration() -> Value {
     let spec = json!({"properties": {
         "restartPolicy": {"type": "keyword"},
@@ -262,7 +262,7 @@ mod peers {
     #[test]
     fn a_small_opensearch_with_the_index_of_the_integration_leads_to_the_key() {
         let server = OpenSearch::start();
-        server.make_index_of_the_integration();
+        server.make_index(&mapping_of_the_integration());
         let key = "set filter.bodies = \"keep\" or \"drop\"";
         let kept = TempDir::new().unwrap();
         let config = |more: &str| {
@@ -289,6 +289,53 @@ mod peers {
             assert_eq!(relay.post(&body).status, 200);
             relay.wait_until_delivered(PATIENCE);
             assert_eq!(server.count() - before, 20, "{bodies}");
+            relay.finish(Backlog::Empty);
+        }
+    }
+
+    /// Method: a client that may impersonate sends events whose names in `extra` are empty, consist
+    /// of dots, contradict one another or fill the limit of fields. A real server must store these,
+    /// and the events of everybody else, in each shape that promises it, and as they are with the
+    /// template of the documentation, which also helps against a name that is a date.
+    #[test]
+    fn names_that_a_client_chooses_cost_a_small_opensearch_no_event() {
+        let names = ["", ".", "a", "a.b", "a.b.c", "arn.x", "authentication", "sigs.k8s", " "];
+        let many: BTreeMap<_, _> = (0..2000).map(|name| (format!("n{name}"), ["v"])).collect();
+        let extras = names.map(|name| json!({name: ["v"]})).into_iter().chain([json!(many)]);
+        let known =
+            r#""extra":{"arn":["a"],"sigs.k8s.io/aws-iam-authenticator/principalId":["p"]}"#;
+        let mut events: Vec<_> = extras
+            .map(|extra| format!(r#""extra":{extra}"#))
+            .chain(std::iter::repeat_n(known.to_owned(), 20))
+            .enumerate()
+            .map(|(number, extra)| {
+                format!(
+                    r#"{{"level":"Metadata","auditID":"e{number}","stage":"ResponseComplete","user":{{"username":"u",{extra}}},"impersonatedUser":{{"username":"i",{extra}}},"objectRef":{{"name":"NAME"}},"stageTimestamp":"2026-11-20T06:24:22.439323Z"}}"#
+                )
+            })
+            .collect();
+        let page = std::fs::read_to_string(repository().join("docs/destinations/elasticsearch.md"));
+        let page = page.expect("the page");
+        let template = page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next());
+        let template: Value = serde_json::from_str(template.expect("a template")).expect("JSON");
+        for shape in ["ecs", "ocsf", "event", "event\"\nfilter.bodies = \"keep"] {
+            events.reverse();
+            let server = OpenSearch::start();
+            let is_as_received = shape.ends_with("keep");
+            if is_as_received {
+                server.make_index(&template);
+            }
+            let more = format!("filter.shape = \"{shape}\"");
+            let address = server.address.parse().unwrap();
+            let relay = Relay::start(&format!("{BASE}{}", to_elasticsearch_in_ecs(address, &more)));
+            for (index, event) in events.iter().enumerate() {
+                let name = if is_as_received && index == 0 { "2026-11-27" } else { "n" };
+                assert_eq!(relay.post(&list_of(&[event.replace("NAME", name)])).status, 200);
+                relay.wait_until_delivered(PATIENCE);
+            }
+            assert_eq!(server.count(), events.len() as u64, "{shape}");
+            assert_eq!(of_output(&relay, "output_events_total"), events.len() as f64, "{shape}");
+            assert_eq!(relay.metrics().sum("output_errors_total"), 0.0, "{shape}");
             relay.finish(Backlog::Empty);
         }
     }

@@ -1,10 +1,11 @@
-//! The changes inside an event: bodies that become strings, and the keys of annotations without
-//! dots.
+//! The changes inside an event: bodies that become strings, members of `extra` that do, and the
+//! keys of annotations without dots.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use super::Bodies;
+use super::extra;
 use super::json::{Object, place, write_string};
 use audit::scan;
 use audit::scan::Member;
@@ -15,6 +16,8 @@ enum With {
     String,
     /// The same object, with `_` for `.` in its keys.
     DotlessKeys,
+    /// The same object, with all members of unknown names in one string.
+    KnownNames,
 }
 
 /// The changes to an event, which must be added in the order of its members.
@@ -25,11 +28,14 @@ pub(super) struct Edits {
 }
 
 impl Edits {
-    pub(super) fn of_bodies(event: &[u8], bodies: Bodies) -> Self {
+    /// Returns the changes that [`Bodies::String`] makes to an event.
+    pub(super) fn to_strings(event: &[u8]) -> Self {
         let mut edits = Self::default();
         for member in scan::members(event) {
-            if matches!(&*member.name(), b"requestObject" | b"responseObject") {
-                edits.body(event, member, bodies);
+            match &*member.name() {
+                b"requestObject" | b"responseObject" => edits.body(event, member, Bodies::String),
+                b"user" | b"impersonatedUser" => edits.user(event, member),
+                _ => {}
             }
         }
         edits
@@ -49,6 +55,12 @@ impl Edits {
         }
     }
 
+    /// Adds the member `user` or `impersonatedUser`.
+    pub(super) fn user(&mut self, event: &[u8], member: Member<'_>) {
+        let extras = extra::in_user(member.value);
+        self.list.extend(extras.map(|extra| (place(event, extra), With::KnownNames)));
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -61,6 +73,7 @@ impl Edits {
             match with {
                 With::String => write_string(replaced, out),
                 With::DotlessKeys => write_without_dots(replaced, out),
+                With::KnownNames => extra::write(replaced, out),
             }
             at = range.end;
         }

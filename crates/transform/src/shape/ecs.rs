@@ -46,6 +46,7 @@ fn read(event: &[u8], bodies: Bodies) -> ([Option<&[u8]>; 8], Edits) {
         match &*name {
             b"requestObject" | b"responseObject" => edits.body(event, member, bodies),
             b"annotations" => edits.annotations(event, member),
+            b"user" | b"impersonatedUser" => edits.user(event, member),
             _ => {}
         }
         if let Some(index) = NAMES.iter().position(|known| *name == *known.as_bytes()) {

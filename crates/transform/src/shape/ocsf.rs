@@ -7,8 +7,8 @@
 
 use std::borrow::Cow;
 
-use super::Bodies;
 use super::json::{Names, Object, code, is_ip, object, text, write_string};
+use super::{Bodies, extra};
 use audit::scan;
 use audit::scan::Member;
 use audit::time::{is_timestamp, milliseconds};
@@ -37,8 +37,14 @@ struct Rest<'a> {
 
 impl<'a> Rest<'a> {
     fn add(&mut self, member: Member<'a>) {
-        if self.names.add(member.name()) {
-            self.put(member.key, member.value);
+        let name = member.name();
+        if self.names.add(Cow::clone(&name)) {
+            let out = self.begin(member.key);
+            match &*name {
+                b"extra" => extra::write(member.value, out),
+                b"impersonatedUser" => extra::write_user(member.value, out),
+                _ => out.extend_from_slice(member.value),
+            }
         }
     }
 

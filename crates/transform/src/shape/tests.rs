@@ -1,7 +1,7 @@
 //! Tests of each shape, on events that are written out here, on recorded events, and on random
 //! ones.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use serde_json::value::RawValue;
@@ -74,12 +74,53 @@ fn document(event: &str, shape: Shape, bodies: Bodies) -> String {
     out
 }
 
+/// Returns the user as it must be in a store that makes a field of each name.
+fn with_known_names(user: &Tree, raw: &str) -> Tree {
+    let Tree::Object(members) = user else { return user.clone() };
+    let Pairs(pairs) = serde_json::from_str(raw).unwrap();
+    let members = members.iter().zip(&pairs).map(|((key, value), (_, written))| {
+        (key.clone(), if key == "extra" { extra(value, written.get()) } else { value.clone() })
+    });
+    Tree::Object(members.collect())
+}
+
+fn extra(extra: &Tree, raw: &str) -> Tree {
+    let Tree::Object(members) = extra else { return extra.clone() };
+    let Pairs(pairs) = serde_json::from_str(raw).unwrap();
+    // These are enough for the names that the events of the tests have.
+    let known = ["oid", "reason", "authentication.kubernetes.io/credential-id"];
+    let (mut written, mut others) = (Vec::new(), Vec::new());
+    for ((key, value), (name, raw)) in members.iter().zip(&pairs) {
+        match known.contains(&key.as_str()) {
+            true => written.push((key.clone(), value.clone())),
+            false => others.push(format!("{}:{}", name.get(), raw.get())),
+        }
+    }
+    if !others.is_empty() {
+        written.push(("other".to_owned(), Tree::Text(format!("{{{}}}", others.join(",")))));
+    }
+    Tree::Object(written)
+}
+
+/// Returns the event with both users as they must be in a store that makes a field of each name.
+fn with_known_names_of_users(event: &str) -> Tree {
+    let (tree, Pairs(pairs)) = (Tree::read(event), serde_json::from_str(event).unwrap());
+    let members = tree.members().iter().zip(&pairs).map(|((key, value), (_, raw))| {
+        let is_user = matches!(key.as_str(), "user" | "impersonatedUser");
+        (key.clone(), if is_user { with_known_names(value, raw.get()) } else { value.clone() })
+    });
+    Tree::Object(members.collect())
+}
+
 /// Returns the event as it must be in a document that holds all of it.
 fn expected(event: &Tree, bodies: Bodies, raw: &str, is_ecs: bool) -> Tree {
     let Pairs(pairs) = serde_json::from_str(raw).unwrap();
     let mut members = Vec::new();
     for ((key, value), (_, written)) in event.members().iter().zip(&pairs) {
         let value = match key.as_str() {
+            "user" | "impersonatedUser" if is_ecs || bodies == Bodies::String => {
+                with_known_names(value, written.get())
+            }
             "requestObject" | "responseObject"
                 if bodies == Bodies::String && written.get() != "null" =>
             {
@@ -192,7 +233,7 @@ const PLACES: [(&str, &str); 20] = [
 fn assert_all_is_there(event: &str) -> usize {
     let ocsf = Tree::read(&document(event, Shape::Ocsf, Bodies::Keep));
     let (mut placed, mut unmapped) = (0, 0);
-    Tree::read(event).leaves(&mut Vec::new(), &mut |path, leaf| {
+    with_known_names_of_users(event).leaves(&mut Vec::new(), &mut |path, leaf| {
         let steps: Vec<&str> = path.iter().map(String::as_str).collect();
         if ocsf.at(&[&["unmapped"], &steps[..]].concat()) == Some(leaf) {
             unmapped += 1;
@@ -260,7 +301,7 @@ fn recorded_events_are_whole_in_every_shape() {
 const FULL: &str = concat!(
     r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"RequestResponse","auditID":"8b8398cd","#,
     r#""stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/pods?dryRun=All\u0026x=%3F?","#,
-    r#""verb":"create","user":{"username":"ada","uid":"7","groups":["g1","g2"],"extra":{"k":["v"]}},"#,
+    r#""verb":"create","user":{"username":"ada","uid":"7","groups":["g1","g2"],"extra":{"oid":["v"]}},"#,
     r#""sourceIPs":["192.0.2.7","10.0.0.1","2001:db8::1"],"userAgent":"kubectl/v1","#,
     r#""objectRef":{"resource":"pods","namespace":"a","name":"p","uid":"u","apiGroup":"x.io","#,
     r#""apiVersion":"v1","resourceVersion":"12","subresource":"status"},"#,
@@ -284,7 +325,7 @@ fn an_ecs_document_has_the_fields_of_the_integration_and_the_whole_event() {
             r#""kubernetes":{"audit":{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"RequestResponse","#,
             r#""auditID":"8b8398cd","stage":"ResponseComplete","#,
             r#""requestURI":"/api/v1/namespaces/a/pods?dryRun=All\u0026x=%3F?","#,
-            r#""verb":"create","user":{"username":"ada","uid":"7","groups":["g1","g2"],"extra":{"k":["v"]}},"#,
+            r#""verb":"create","user":{"username":"ada","uid":"7","groups":["g1","g2"],"extra":{"oid":["v"]}},"#,
             r#""sourceIPs":["192.0.2.7","10.0.0.1","2001:db8::1"],"userAgent":"kubectl/v1","#,
             r#""objectRef":{"resource":"pods","namespace":"a","name":"p","uid":"u","apiGroup":"x.io","#,
             r#""apiVersion":"v1","resourceVersion":"12","subresource":"status"},"#,
@@ -317,7 +358,7 @@ fn an_ocsf_document_has_every_member_at_its_place_or_in_unmapped() {
             r#""resources":[{"name":"p","namespace":"a","uid":"u","version":"12","type":"pods"}],"#,
             r#""unmapped":{"kind":"Event","annotations":{"authorization.k8s.io/decision":"forbid","plain":"1"},"#,
             r#""more":1e400,"requestObject":{"a":1.00,"b":"\u0041"},"responseObject":null,"#,
-            r#""user":{"extra":{"k":["v"]}},"objectRef":{"subresource":"status"},"#,
+            r#""user":{"extra":{"oid":["v"]}},"objectRef":{"subresource":"status"},"#,
             r#""responseStatus":{"metadata":{},"details":{"name":"p"}}}}"#,
         )
     );
@@ -393,6 +434,45 @@ fn keys_of_annotations_lose_their_dots_and_none_is_lost() {
         let ecs = document(&event, Shape::Ecs, Bodies::Keep);
         let end = format!(r#""kubernetes":{{"audit":{{"annotations":{after}}}}}}}"#);
         assert!(ecs.ends_with(&end), "{ecs}\n{end}");
+    }
+}
+
+/// Clients choose the names in `extra` by their headers `Impersonate-Extra-…`.
+#[test]
+fn members_of_extra_with_unknown_names_are_one_string_in_every_store_of_fields() {
+    let known = r#""authentication.kubernetes.io/credential-id":["JTI=1"],"oid":["2"]"#;
+    for (before, after) in [
+        (format!("{{{known}}}"), format!("{{{known}}}")),
+        (format!(r#"{{"":["1"],{known}}}"#), format!(r#"{{{known},"other":"{{\"\":[\"1\"]}}"}}"#)),
+        (
+            r#"{"a":["x\"y"],"a.b":[ "1" ]}"#.to_owned(),
+            r#"{"other":"{\"a\":[\"x\\\"y\"],\"a.b\":[ \"1\" ]}"}"#.to_owned(),
+        ),
+        (
+            r#"{"oid.b":["1"],"\u006fid":["2"],"OID":["3"],"other":["4"]}"#.to_owned(),
+            r#"{"\u006fid":["2"],"other":"{\"oid.b\":[\"1\"],\"OID\":[\"3\"],\"other\":[\"4\"]}"}"#
+                .to_owned(),
+        ),
+        (r#"{"\ud800":["1"]}"#.to_owned(), r#"{"other":"{\"\\ud800\":[\"1\"]}"}"#.to_owned()),
+        (r#"["a"]"#.to_owned(), r#"["a"]"#.to_owned()),
+        ("null".to_owned(), "null".to_owned()),
+        ("{}".to_owned(), "{}".to_owned()),
+    ] {
+        let event = |extra: &str| {
+            format!(
+                r#"{{"user":{{"username":"u","extra":{extra}}},"impersonatedUser":{{"username":"i","extra":{extra}}}}}"#
+            )
+        };
+        let extra = format!(r#""extra":{after}"#);
+        let (before, after) = (event(&before), event(&after));
+        check(&before);
+        assert_all_is_there(&before);
+        assert_eq!(document(&before, Shape::Event, Bodies::Keep), before);
+        assert_eq!(document(&before, Shape::Event, Bodies::String), after);
+        let ecs = document(&before, Shape::Ecs, Bodies::Keep);
+        assert_eq!(std::str::from_utf8(event_in(ecs.as_bytes())).unwrap(), after);
+        let ocsf = document(&before, Shape::Ocsf, Bodies::Keep);
+        assert_eq!(ocsf.matches(&extra).count(), 2, "{ocsf}");
     }
 }
 
@@ -513,6 +593,39 @@ fn an_index_of_three_parts_is_a_data_stream() {
     }
 }
 
+/// kube-apiserver takes bodies of 10,000 levels.
+///
+/// Method: a stack on which a call for each level has no room.
+#[test]
+fn an_event_of_ten_thousand_levels_gets_every_form() {
+    let stack = std::thread::Builder::new().stack_size(256 * 1024);
+    let test = || {
+        let lists = format!("{}{}", "[".repeat(10_005), "]".repeat(10_005));
+        let objects = format!("{}1{}", r#"{"a.b":"#.repeat(10_005), "}".repeat(10_005));
+        for deep in [lists, objects] {
+            for place in [
+                r#""requestObject":D"#,
+                r#""user":{"username":"u","uid":D,"extra":{"oid":D,"x":D}},"impersonatedUser":{"extra":D}"#,
+                r#""annotations":{"a.b":D},"responseStatus":{"code":200,"details":D}"#,
+                r#""annotations":D,"objectRef":{"name":"n","x":D},"sourceIPs":D,"verb":D"#,
+                r#""objectRef":D,"responseStatus":D,"user":D,"more":D"#,
+            ] {
+                let event = format!(
+                    r#"{{"auditID":"a",{},"stageTimestamp":"2026-11-20T06:24:22.439323Z"}}"#,
+                    place.replace('D', &deep)
+                );
+                for (shape, bodies) in SHAPES.into_iter().flat_map(|it| BODIES.map(|of| (it, of))) {
+                    let document = document(&event, shape, bodies);
+                    let document = document.as_bytes();
+                    assert_eq!(audit_id(document), Some(br#""a""#.as_slice()));
+                    assert!(shape == Shape::Event || time_of(document).is_some());
+                }
+            }
+        }
+    };
+    stack.spawn(test).unwrap().join().unwrap();
+}
+
 #[test]
 fn a_large_event_costs_no_more_than_a_few_times_its_length() {
     // Each of these would take hours if names were compared with all names before them.
@@ -524,6 +637,8 @@ fn a_large_event_costs_no_more_than_a_few_times_its_length() {
         format!(r#"{{"annotations":{{{equal}}}}}"#),
         format!("{{{dotted}}}"),
         format!(r#"{{"user":{{{dotted}}}}}"#),
+        format!(r#"{{"user":{{"extra":{{{dotted}}}}}}}"#),
+        format!(r#"{{"user":{{{}}}}}"#, members(&|_| r#""extra":{"":1}"#.to_owned())),
         format!("{{{}}}", members(&|_| r#""requestObject":1"#.to_owned())),
         format!(r#"{{"sourceIPs":[{}"::1"]}}"#, r#""::1","#.repeat(200_000)),
         format!(r#"{{"x":{}{}}}"#, "[".repeat(100), "]".repeat(100)),
@@ -548,7 +663,7 @@ authorization.k8s.io/decision
     );
     let strange = list(
         r#"
-|.|a.b|a_b|a\u002eb|\u0073tage|v\u0065rb|\ud800|\ud83d\ude00|\"|\\|ü|\n|@timestamp|unmapped
+|.|a.b|a_b|a\u002eb|oid|\u006fid|extra|impersonatedUser|\u0073tage|v\u0065rb|\ud800|\ud83d\ude00|\"|\\|ü|\n|@timestamp|unmapped
 kubernetes
 "#,
     );
@@ -580,7 +695,61 @@ null|true|false|0|-0.0|1e400|403|200|12345678901234567890123|""|"get"|"allow"|"f
     })
 }
 
+/// Adds the fields that Elasticsearch makes of a document: the path of each name, which a dot
+/// divides, with `true` for an object.
+fn fields(value: &Tree, path: &str, found: &mut BTreeMap<String, bool>) {
+    match value {
+        Tree::Object(members) => {
+            for (key, value) in members {
+                assert!(
+                    key.split('.').all(|part| !part.trim().is_empty()),
+                    "a name of dots: {key:?}"
+                );
+                let mut path = path.to_owned();
+                for part in key.split('.') {
+                    if !path.is_empty() {
+                        let was_object = found.insert(path.clone(), true);
+                        assert_ne!(was_object, Some(false), "{path} is a value and an object");
+                        path.push('.');
+                    }
+                    path += part;
+                }
+                fields(value, &path, found);
+            }
+        }
+        Tree::Array(values) => values.iter().for_each(|value| fields(value, path, found)),
+        Tree::Text(_) | Tree::Plain(_) => {
+            let was_object = found.insert(path.to_owned(), false);
+            assert_ne!(was_object, Some(true), "{path} is an object and a value");
+        }
+    }
+}
+
 proptest! {
+    /// A client chooses the names of `extra` in many events of one index. None may be refused, and
+    /// the names must not fill the index's limit of fields.
+    #[test]
+    fn no_names_of_extra_cost_a_field_or_a_conflict(
+        names in prop::collection::vec(prop_oneof![
+            4 => "[a.]{0,4}",
+            1 => prop::sample::select(vec!["", "arn", "arn.x", "authentication", "sigs", "scopes",
+                "authentication.kubernetes", "oid", "other", "other.x", "principalId", " "])
+                .prop_map(str::to_owned),
+            1 => "\\PC{0,8}",
+        ], 1..40),
+        shape in prop::sample::select(SHAPES.to_vec()),
+    ) {
+        let mut found = BTreeMap::new();
+        for name in &names {
+            let name = serde_json::Value::from(name.as_str());
+            let event = format!(
+                r#"{{"user":{{"username":"u","extra":{{{name}:["v"]}}}},"impersonatedUser":{{"username":"i","extra":{{{name}:["v"]}}}}}}"#
+            );
+            fields(&Tree::read(&document(&event, shape, Bodies::String)), "", &mut found);
+        }
+        prop_assert!(found.len() < 60, "{found:?}");
+    }
+
     #[test]
     fn any_object_becomes_one_valid_document(
         members in prop::collection::vec((key(), value()), 0..24),
