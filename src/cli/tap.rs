@@ -414,6 +414,27 @@ mod tests {
         assert_eq!(short("o", event), "- o - get - \"/healthz?x= y\" - - -");
     }
 
+    /// Method: a stack on which a call for each level has no room.
+    #[test]
+    fn an_event_of_ten_thousand_levels_is_shown() {
+        let test = || {
+            let deep = format!("{}{}", "[".repeat(10_005), "]".repeat(10_005));
+            let event = format!(r#"{{"requestObject":{deep},"verb":"get","annotations":{deep}}}"#);
+            let line = format!(r#"{{"output":"o","event":{event}}}"#);
+            for (format, escapes, shown) in [
+                (Format::Json, true, &*event),
+                (Format::Json, false, &*event),
+                (Format::Short, false, "- o - get - - - - - stage=-"),
+            ] {
+                let mut text = String::new();
+                let mut show = Show { format, escapes, left: None };
+                assert!(show.line(line.as_bytes(), &mut text).is_ok_and(|ended| ended.is_none()));
+                assert_eq!(text, format!("{shown}\n"));
+            }
+        };
+        std::thread::Builder::new().stack_size(256 * 1024).spawn(test).unwrap().join().unwrap();
+    }
+
     #[test]
     fn a_client_cannot_forge_a_line_or_reach_the_terminal() {
         let evil = "x\u{1b}]0;t\u{7}\n2026 o \u{202e}\u{9b}31m";

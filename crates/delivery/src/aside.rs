@@ -695,6 +695,21 @@ pub(super) mod tests {
         aside.add(position, kept, b"{}\n", Weak::new());
     }
 
+    /// Method: a stack on which a call for each level has no room.
+    #[tokio::test]
+    async fn the_file_of_an_event_of_ten_thousand_levels_is_read() {
+        let (aside, _directory) = with_directory();
+        let deep = format!("{}{}", "[".repeat(10_005), "]".repeat(10_005));
+        let deep = format!(r#"{{"auditID":"a","requestObject":{deep}}}"#);
+        let (position, kept) = (Position::new(7), Kept::new(Retrial::found(), "400", 1));
+        let file = aside.store("o", position, &kept, deep.as_bytes());
+        file.expect("there is a directory").await.unwrap().unwrap();
+        let shelf = aside.shelf.clone();
+        let stack = std::thread::Builder::new().stack_size(256 * 1024);
+        let read = stack.spawn(move || read(&shelf, position)).unwrap().join().unwrap();
+        assert!(read.is_ok_and(|read| read.line == line(deep.as_bytes())));
+    }
+
     /// Method: small events fill the room. Then a small, a larger and a very large one come.
     #[tokio::test]
     async fn a_large_event_pushes_out_few_others() {

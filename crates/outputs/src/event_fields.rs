@@ -192,6 +192,27 @@ mod tests {
         }
     }
 
+    /// Method: a stack on which a call for each level has no room.
+    #[test]
+    fn the_members_of_an_event_of_ten_thousand_levels_are_found() {
+        let test = || {
+            let deep = format!("{}{}", r#"{"a":["#.repeat(5003), "]}".repeat(5003));
+            for place in ["requestObject", "annotations", "responseStatus", "unmapped"] {
+                let event = format!(
+                    r#"{{"level":"a","user":{{"extra":{deep}}},"{place}":{deep},"verb":"get"}}"#
+                );
+                let fields = EventFields::of(event.as_bytes());
+                assert_eq!((fields.level, fields.verb), (Some(&b"a"[..]), Some(&b"get"[..])));
+                let own = "2026-11-20T06:24:22.439323Z";
+                let event =
+                    event.replace("\"verb\":\"get\"", &format!("\"stageTimestamp\":\"{own}\""));
+                let time = crate::event_time::stage_time(event.as_bytes());
+                assert_eq!(time, Some(own.as_bytes()));
+            }
+        };
+        std::thread::Builder::new().stack_size(256 * 1024).spawn(test).unwrap().join().unwrap();
+    }
+
     #[test]
     fn the_first_of_two_equal_keys_counts_and_wrong_types_are_absent() {
         let fields = EventFields { level: Some(b"a"), ..EventFields::default() };

@@ -179,6 +179,20 @@ mod tests {
 
     use super::*;
 
+    /// Method: a stack on which a call for each level has no room. The line must begin like a
+    /// checkpoint, so that it is parsed.
+    #[test]
+    fn a_line_of_ten_thousand_levels_is_an_event() {
+        let test = || {
+            let deep = format!("{}{}", "[".repeat(10_005), "]".repeat(10_005));
+            for name in ["note", "requestObject"] {
+                let line = format!(r#"{{"kind":"Checkpoint","{name}":{deep},"note":"a"}}"#);
+                assert_eq!(checkpoint(line.as_bytes()), None);
+            }
+        };
+        std::thread::Builder::new().stack_size(256 * 1024).spawn(test).unwrap().join().unwrap();
+    }
+
     #[test]
     fn lines_are_found_wherever_the_buffers_end() {
         let directory = tempfile::tempdir().expect("a directory");

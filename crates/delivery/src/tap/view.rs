@@ -104,13 +104,15 @@ mod tests {
         assert_eq!(view(Some("{ verbs = ['get'] }")).look(event.as_bytes()), Looked::Shown(shown));
     }
 
+    /// Method: a stack on which a call for each level has no room.
     #[test]
     fn deep_nesting_hides_nothing() {
-        let deep =
-            format!(r#"{{"verb":"get","requestObject":{}1{}}}"#, "[".repeat(900), "]".repeat(900));
-        assert_eq!(
-            view(Some("{ verbs = ['get'] }")).look(deep.as_bytes()),
-            Looked::Shown(deep.clone())
-        );
+        let test = || {
+            let deep = format!("{}1{}", "[".repeat(10_005), "]".repeat(10_005));
+            let deep = format!(r#"{{"verb":"get","requestObject":{deep}}}"#);
+            let looked = view(Some("{ verbs = ['get'] }")).look(deep.as_bytes());
+            assert_eq!(looked, Looked::Shown(deep));
+        };
+        std::thread::Builder::new().stack_size(256 * 1024).spawn(test).unwrap().join().unwrap();
     }
 }
