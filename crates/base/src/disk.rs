@@ -34,7 +34,8 @@ pub const ASIDE: &str = "set-aside";
 /// The directory with an empty file for each event that is set aside, of the same name.
 pub const ASIDE_NAMES: &str = "set-aside-names";
 
-/// The file whose lock (flock) lets only one process use the queue's directory.
+/// The file whose lock (flock), and that of the queue's directory itself, let only one process use
+/// the directory.
 pub const LOCK: &str = "spool.lock";
 
 /// The kernel's limit for the number of pieces in one write (UIO_MAXIOV).
@@ -225,6 +226,9 @@ pub struct RealDisk {
     held: Vec<(&'static str, OwnedFd)>,
     /// The open lock file. `None` after [`RealDisk::look`], which takes no lock.
     lock: Option<fs::File>,
+    /// The open queue's directory, which is locked, too: somebody may delete the lock file. `None`
+    /// after [`RealDisk::look`], and on a file system that can't lock a directory (some NFS).
+    _locked: Option<fs::File>,
     /// `true` once the log has said that the file system can't reserve disk space.
     grows: AtomicBool,
 }
@@ -242,6 +246,15 @@ impl RealDisk {
             move |error: io::Error| OpenError::new(what, path, error)
         };
         make(root)?;
+        // The directory comes first, so that a relay that is refused makes no lock file.
+        let locked = match fs::File::open(root).map(|it| (it.try_lock(), it)) {
+            Ok((Ok(()), directory)) => Some(directory),
+            Ok((Err(fs::TryLockError::WouldBlock), _)) => {
+                return Err(OpenError::Held(root.to_owned()));
+            }
+            Ok((Err(fs::TryLockError::Error(_)), _)) | Err(_) => None,
+        };
+        // A relay of an earlier version locks only this file.
         let lock = root.join(LOCK);
         let file = lock_file(root, true).map_err(failed("open", &lock))?;
         match file.try_lock() {
@@ -251,7 +264,7 @@ impl RealDisk {
         }
         let grows = AtomicBool::new(false);
         let (root, held) = (root.to_owned(), Vec::new());
-        let mut disk = Self { root, held, lock: Some(file), grows };
+        let mut disk = Self { root, held, lock: Some(file), _locked: locked, grows };
         for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE, ASIDE_NAMES] {
             disk.make_directory(name).map_err(failed("make", &disk.root.join(name)))?;
         }
@@ -265,15 +278,20 @@ impl RealDisk {
     /// Opens a queue's directory without its lock. The caller must call only operations that read.
     pub fn look(root: &Path) -> Self {
         let (root, grows) = (root.to_owned(), AtomicBool::new(false));
-        Self { root, held: Vec::new(), lock: None, grows }
+        Self { root, held: Vec::new(), lock: None, _locked: None, grows }
     }
 
-    /// Returns `true` if another process holds the lock. Takes a shared lock for a moment.
+    /// Returns `true` if another process holds the lock of the directory or of the lock file. Takes
+    /// a shared lock for a moment.
     ///
     /// # Errors
     ///
     /// The lock file exists and can't be opened, or its file system has no locks.
     pub fn is_locked(root: &Path) -> io::Result<bool> {
+        let locked = fs::File::open(root).map(|directory| directory.try_lock_shared());
+        if let Ok(Err(fs::TryLockError::WouldBlock)) = locked {
+            return Ok(true);
+        }
         let file = match lock_file(root, false) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -683,6 +701,40 @@ mod tests {
         assert_eq!(synced, ["a/b"], "whoever made it may have died before");
         fs::write(root.join("file"), "").expect("it can be written");
         assert!(make("file").0.is_err() && make("file/d").0.is_err());
+    }
+
+    /// Method: somebody deletes the lock file, puts another one in its place, or moves it away.
+    #[test]
+    fn a_second_process_gets_no_directory_whose_lock_file_is_deleted_or_replaced() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let (root, lock) = (root.path(), root.path().join(LOCK));
+        let held = || matches!(RealDisk::own(root), Err(OpenError::Held(path)) if path == root);
+        let disk = RealDisk::own(root).expect("it is free");
+        assert!(held() && RealDisk::is_locked(root).expect("it has locks"));
+        fs::remove_file(&lock).expect("it is there");
+        assert!(held() && RealDisk::is_locked(root).expect("it has locks"));
+        assert!(!lock.exists(), "the second process has made a lock file");
+        fs::write(&lock, "").expect("it can be made");
+        assert!(held() && RealDisk::is_locked(root).expect("it has locks"));
+        drop(disk);
+        assert!(!RealDisk::is_locked(root).expect("it has locks"));
+        let disk = RealDisk::own(root).expect("it is free again");
+        drop(disk);
+    }
+
+    /// Method: a process holds only the lock file, as those of earlier versions do.
+    #[test]
+    fn a_process_of_an_earlier_version_still_holds_the_directory() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let earlier = lock_file(root.path(), true).expect("it can be made");
+        earlier.try_lock().expect("nobody has it");
+        assert!(matches!(RealDisk::own(root.path()), Err(OpenError::Held(_))));
+        assert!(RealDisk::is_locked(root.path()).expect("it has locks"));
+        drop(earlier);
+        let disk = RealDisk::own(root.path()).expect("it is free");
+        let earlier = lock_file(root.path(), true).expect("it is there");
+        assert!(matches!(earlier.try_lock(), Err(fs::TryLockError::WouldBlock)));
+        drop(disk);
     }
 
     /// Method: `recycle` is called for a segment while a reader has it open, while it has a second

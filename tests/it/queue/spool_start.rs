@@ -190,6 +190,20 @@ mod peers {
     }
 
     #[test]
+    fn a_directory_whose_lock_file_somebody_has_deleted_under_a_relay() {
+        let (spool, consumer) = (Spool::new(), Tallying::tcp().closed());
+        fill(&spool, &consumer);
+        let config = config(&spool, &consumer);
+        let mut relay = Relay::start(&config);
+        relay.settle(Backlog::Stable);
+        std::fs::remove_file(spool.path().join("spool.lock")).unwrap();
+        let path = spool.path().display().to_string();
+        assert_refused(&spool, &config, &[], &[&path, "another process", "stop"]);
+        relay.stop();
+        assert_intact(&spool, consumer);
+    }
+
+    #[test]
     fn a_directory_of_another_user() {
         let (spool, consumer) = (Spool::new(), Tallying::tcp().closed());
         fill(&spool, &consumer);
