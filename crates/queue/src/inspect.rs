@@ -26,7 +26,7 @@ use super::cursors::{Contents, Found};
 use super::segment::{BadHeader, Check, FIRST_RECORD, LogOffset, SegmentHeader};
 use super::synced::Synced;
 use super::tail::Known;
-use super::{cursors, segment, synced};
+use super::{cursors, foreign, segment, synced};
 use base::disk;
 use base::disk::{Disk, File, QUARANTINE, RealDisk, SEGMENTS};
 use base::position::Position;
@@ -189,6 +189,11 @@ pub enum Fault {
     },
     /// The cursors file is missing, or at least one of its slots is damaged.
     Cursors(CursorsFile),
+    /// A file has the name of a segment, and the queue did not write it. A relay leaves it alone.
+    Foreign {
+        /// The path of the file.
+        file: String,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -208,6 +213,9 @@ impl fmt::Display for Finding {
             Fault::Unreadable { file, error } => {
                 let remedy = remedy(error);
                 write!(f, "{file}: cannot be read, {events} missing: {error}{remedy}")
+            }
+            Fault::Foreign { file } => {
+                write!(f, "{file}: not written by this queue; a relay leaves it alone")
             }
             Fault::Cursors(CursorsFile::Half) => {
                 write!(f, "{file}: one of two slots damaged; a relay goes on from the other one")
@@ -362,7 +370,8 @@ impl Directory {
         }
     }
 
-    fn segments(&self) -> Result<Vec<Position>, Error> {
+    /// Returns the first positions of the segments, and those in the names of foreign files.
+    fn files(&self) -> Result<(Vec<Position>, Vec<Position>), Error> {
         let list = || {
             segment::list(&*self.disk).map_err(|error| match is_absent(&error) {
                 true => Error::NoQueue(self.root.clone()),
@@ -374,7 +383,13 @@ impl Directory {
         let newest = list()?.last().copied();
         let mut segments = list()?;
         segments.retain(|first| Some(*first) <= newest);
-        Ok(segments)
+        let foreign = foreign::find(&*self.disk, &segments);
+        segments.retain(|first| !foreign.contains(first));
+        Ok((segments, foreign))
+    }
+
+    fn segments(&self) -> Result<Vec<Position>, Error> {
+        Ok(self.files()?.0)
     }
 
     fn segment(&self, first: Position) -> io::Result<Option<Arc<dyn File>>> {
@@ -398,8 +413,8 @@ impl Directory {
                     let path = self.root.join(segment::file_name(first));
                     return Err(Error::Newer { path, version });
                 }
-                Err(BadHeader::Damaged) if attempts == 0 => return Ok(None),
-                Err(BadHeader::Damaged) => pause(),
+                Err(BadHeader::Damaged | BadHeader::Misnamed) if attempts == 0 => return Ok(None),
+                Err(BadHeader::Damaged | BadHeader::Misnamed) => pause(),
             }
         }
     }

@@ -32,7 +32,7 @@
 //! | 1 | `contract` `patient` | batches, claims and answers · reads that are tried again |
 //! | 2 | `claims` `identity` `notes` `outputs` `segment` `shelf` | an output's claims · the queue's own number · a file of an output · its counters · a file of the log, byte for byte · files of events that are set aside |
 //! | 3 | `cursors` `memory` `synced` | the file of all cursors · the queue in memory · the file that says where the log ends |
-//! | 4 | `place` `tail` | whether a directory can be used · where the log ends |
+//! | 4 | `foreign` `place` `tail` | files that the queue did not write · whether a directory can be used · where the log ends |
 //! | 5 | `spool` | the queue in files |
 //! | 6 | `inspect` | the queue's files, seen from outside |
 
@@ -50,6 +50,7 @@ use telemetry::{OutputMetrics, Telemetry};
 mod claims;
 mod contract;
 mod cursors;
+mod foreign;
 mod identity;
 pub mod inspect;
 mod memory;

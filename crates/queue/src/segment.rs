@@ -161,8 +161,10 @@ pub(super) struct SegmentHeader {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BadHeader {
-    /// The header is damaged, or its position is not that of the file name.
+    /// The header is damaged.
     Damaged,
+    /// The header is whole, and its position is not that of the file name.
+    Misnamed,
     /// A newer version of the program has written the header, with this format version.
     Newer(u32),
 }
@@ -207,13 +209,12 @@ impl SegmentHeader {
         }
     }
 
-    /// Reads a segment's header. If the header can't be read, or has another position, it is
-    /// damaged.
+    /// Reads a segment's header. If the header can't be read, it is damaged.
     pub(crate) fn read(file: &dyn File, first: Position) -> Result<Self, BadHeader> {
         let mut bytes = [0; SEGMENT_HEADER];
         (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
         let header = Self::decode(&bytes)?;
-        if header.first == first { Ok(header) } else { Err(BadHeader::Damaged) }
+        if header.first == first { Ok(header) } else { Err(BadHeader::Misnamed) }
     }
 }
 

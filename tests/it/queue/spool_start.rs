@@ -72,6 +72,40 @@ fn a_segment_of_a_newer_version() {
     assert_intact(&spool, consumer);
 }
 
+/// Method: the files are a copy of the oldest segment, and one with the header of another queue.
+#[test]
+fn segments_that_the_queue_did_not_write() {
+    let (spool, mut consumer) = (Spool::new(), Tallying::tcp().closed());
+    fill(&spool, &consumer);
+    let mut bytes = std::fs::read(spool.path().join(&spool.segments()[0])).unwrap();
+    let files = [50, 100_000].map(|first: u64| {
+        if first > 1000 {
+            bytes[16..24].copy_from_slice(&first.to_le_bytes());
+            let crc = crc32c::crc32c(&bytes[..44]);
+            bytes[44..48].copy_from_slice(&crc.to_le_bytes());
+        }
+        let file = spool.path().join(format!("segments/{first:020}.seg"));
+        std::fs::write(&file, &bytes).unwrap();
+        (file, bytes.clone())
+    });
+    let directory = spool.path().display().to_string();
+    let said = run_command(&["queue", "verify", &directory], spool.path());
+    assert_eq!(said.status.code(), Some(1));
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert_eq!(said.matches(": not written by this queue").count(), 2, "{said}");
+    assert!(said.contains("in 2 places, 0 events missing"), "{said}");
+    consumer.set_open(true);
+    let relay = Relay::start(&config(&spool, &consumer));
+    let text = "files in segments/ were not written by this queue: they are left alone, and none \
+                of their events is sent or counted; find out who writes to queue.directory, and \
+                move the files away";
+    relay.wait_for_log(text, PATIENCE);
+    consumer.tally.wait_for_count(1000, PATIENCE);
+    assert_eq!(relay.metrics().count("error_total", &[("plugin", "out")]), 0);
+    relay.finish(Backlog::Empty);
+    files.iter().for_each(|(file, bytes)| assert_eq!(&std::fs::read(file).unwrap(), bytes));
+}
+
 #[test]
 fn cursors_of_a_newer_version() {
     let (spool, consumer) = (Spool::new(), Tallying::tcp().closed());

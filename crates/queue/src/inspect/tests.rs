@@ -598,6 +598,7 @@ fn a_newer_version_is_refused() {
 #[test]
 fn a_file_that_cannot_be_opened_is_told_and_passed() {
     let log = Log::usual();
+    // The first open of a segment is for its header, to know whether the queue wrote the file.
     let closed = |nth: u64| {
         let (at, log) = (AtomicU64::new(0), log.disk.clone());
         busy(&log, move |disk, what| {
@@ -607,15 +608,34 @@ fn a_file_that_cannot_be_opened_is_told_and_passed() {
             }
         })
     };
-    let (verdict, told) = verify(&closed(0));
+    let (verdict, told) = verify(&closed(1));
     assert_eq!((verdict.events, verdict.missing, told.len()), (117, 65, 1));
     assert!(told[0].contains("00065.seg: cannot be read, 65 events"), "{told:?}");
     assert!(told[0].ends_with("; run this as the user that runs the relay, or as root"));
-    let summary = closed(0).summary().unwrap();
+    let summary = closed(1).summary().unwrap();
     assert_eq!((summary.segments, summary.unreadable.len(), summary.end.get()), (2, 1, 182));
     log.disk.fail(Operation::Open, 0, Errno::ACCESS);
     let error = log.directory().summary().unwrap_err().to_string();
     assert!(error.starts_with("cannot read /spool/cursors: "), "{error}");
+}
+
+/// Method: a copy of the first segment gets a later name, and an empty file a still later one.
+#[test]
+fn a_file_that_the_queue_did_not_write_is_named_and_makes_nothing_missing() {
+    let log = Log::usual();
+    log.synced(182);
+    let copy = log.disk.contents(&log.names()[0]);
+    for (first, bytes) in [(70, &copy[..]), (100_000, &[])] {
+        let file = log.disk.create(&segment::file_name(Position::new(first)), bytes.len() as u64);
+        file.unwrap().write_at(&[bytes], 0).unwrap();
+    }
+    let (verdict, told) = log.verify();
+    assert_eq!((verdict.events, verdict.missing, verdict.segments), (182, 0, 3), "{told:?}");
+    let named = |file: &str| format!("segments/{file}.seg: not written by this queue");
+    assert!(told[0].starts_with(&named("00000000000000000070")), "{told:?}");
+    assert!(told[1].starts_with(&named("00000000000000100000")) && told.len() == 2, "{told:?}");
+    let summary = log.directory().summary().unwrap();
+    assert_eq!((summary.segments, summary.end.get(), summary.damaged_headers), (3, 182, 0));
 }
 
 /// Method: the first file cannot be opened, and the relay has dropped the second one.

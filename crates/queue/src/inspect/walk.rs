@@ -67,7 +67,7 @@ impl<'a, 't> Walk<'a, 't> {
         synced: Option<Synced>,
     ) -> Result<Verdict, Error> {
         self.believe(found.contents.as_ref());
-        let segments = self.directory.segments()?;
+        let (segments, foreign) = self.directory.files()?;
         let state = found.state;
         let fresh = state == CursorsFile::Missing && segments.is_empty();
         // An export needs no cursors file: lines are whole without it.
@@ -88,6 +88,10 @@ impl<'a, 't> Walk<'a, 't> {
         }
         self.miss(end)?;
         if !self.want.lines {
+            for first in foreign {
+                let fault = Fault::Foreign { file: segment::file_name(first) };
+                self.find(&Finding { fault, events: 0, positions: first..first })?;
+            }
             self.aside()?;
         }
         Ok(self.verdict)

@@ -42,6 +42,7 @@
 //! | 24 | a file in `set-aside/` whose event is before its output's place, also in cases 2 and 3 | the output tries the event again | it was set aside, and the log may not have it any more |
 //! | 25 | a file in `set-aside/` whose event is not before its output's place | it is deleted | the output gets the event from the log |
 //! | 26 | a file in `set-aside/` of an output that whole cursors do not name, or of one that the config does not name | it is deleted; as 5 if the cursors file names the output | as 5 |
+//! | 27 | a file in `segments/` that the queue did not write ([`foreign`]) | it is left alone, and nothing is counted; before the log reaches its position, it gets another name | no event of the log is in it |
 //! | | **a read fails** ([`Patient`]) | | |
 //! | 22 | and of a segment, `cursors` or `synced` nothing can be read for half a minute | the start is refused, and nothing is changed | the disk is unreachable, and its data may be whole |
 //! | 23 | and other parts of the file can be read | damage | a sector is bad, and must not keep the relay from starting |
@@ -77,7 +78,7 @@ use crate::segment::{
 };
 use crate::synced::Synced;
 use crate::tail::{Known, Tail};
-use crate::{cursors, identity, patient, segment, shelf, synced};
+use crate::{cursors, foreign, identity, patient, segment, shelf, synced};
 use base::disk;
 use base::disk::{ASIDE, Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named};
 use base::position::Position;
@@ -203,6 +204,8 @@ fn state_of(
     let mut state = SpoolState { log: LogState::default(), writing: WriterState::new(config) };
     state.writing.accounting = Accounting::new(&log.segments, log.pending_delete, abandoned);
     (state.log.segments, state.log.end) = (log.segments, log.end);
+    state.log.foreign = log.foreign;
+    state.log.foreign.retain(|first| *first >= state.log.end.position);
     state.log.holes = contents.map(|contents| contents.holes.clone()).unwrap_or_default();
     state
 }
@@ -404,6 +407,8 @@ struct Log {
     /// The segments that do not belong to the log, and must be deleted.
     pending_delete: Vec<(Position, u64)>,
     end: LogOffset,
+    /// The files that have the name of a segment, and that the queue did not write.
+    foreign: Vec<Position>,
 }
 
 /// The function that is called for each damage, with the segment's file and first position.
@@ -412,7 +417,20 @@ type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
 impl Log {
     fn read(disk: &Patient, directory: &Path) -> Result<Self, OpenError> {
         let failed = |what, name: &str| failed(directory, what, name);
-        let positions = segment::list(disk).map_err(failed("read", SEGMENTS))?;
+        let mut positions = segment::list(disk).map_err(failed("read", SEGMENTS))?;
+        // Case 27.
+        let foreign = foreign::find(disk, &positions);
+        disk.check().map_err(failed("read a file of", SEGMENTS))?;
+        positions.retain(|first| !foreign.contains(first));
+        if let Some(first) = foreign.first() {
+            tracing::error!(
+                file = segment::file_name(*first),
+                files = foreign.len(),
+                "files in segments/ were not written by this queue: they are left alone, and none \
+                 of their events is sent or counted; find out who writes to queue.directory, and \
+                 move the files away"
+            );
+        }
         let mut segments: VecDeque<Segment> = VecDeque::with_capacity(positions.len());
         for position in positions {
             let name = segment::file_name(position);
@@ -425,8 +443,8 @@ impl Log {
                 Err(BadHeader::Newer(version)) => {
                     return Err(OpenError::Newer { path: directory.join(name), version });
                 }
-                // Case 8.
-                Err(BadHeader::Damaged) => None,
+                // Case 8. A foreign file (case 27) is not in `positions`.
+                Err(BadHeader::Damaged | BadHeader::Misnamed) => None,
             };
             let (seed, reused) = Seed::of_file(header, &*file, position);
             let byte = match header {
@@ -451,7 +469,7 @@ impl Log {
             });
         }
         let end = segments.back().map(|last| last.first).unwrap_or_default();
-        Ok(Self { segments, pending_delete: Vec::new(), end })
+        Ok(Self { segments, pending_delete: Vec::new(), end, foreign })
     }
 
     /// Decides which segments belong to the log and where it ends, and cuts off an unfinished write

@@ -69,6 +69,9 @@ pub(super) struct LogState {
     /// The segments, oldest first. Removed segments are in [`Accounting`].
     pub(super) segments: VecDeque<Segment>,
     pub(super) end: LogOffset,
+    /// The positions in the names of files that the queue did not write ([`crate::foreign`]), in
+    /// order. [`super::writer`] renames such a file before `end` reaches its position.
+    pub(super) foreign: Vec<Position>,
     pub(super) tail: VecDeque<TailRecord>,
     tail_bytes: u64,
     /// The number of bytes of one read of a cursor. It depends on the number of cursors.

@@ -20,6 +20,7 @@ use testing::{Failing, is_alone, seeds};
 mod alone;
 mod aside;
 mod damage;
+mod foreign;
 mod optional;
 mod simulation;
 mod threads;

@@ -27,6 +27,7 @@ use crate::synced::{Synced, SyncedFile};
 use audit::ListEnds;
 use base::disk::{Access, Aligned, File, SEGMENTS, named};
 use base::lock::lock;
+use base::position::Position;
 
 const ZEROS: [u8; 4096] = [0; 4096];
 
@@ -265,6 +266,7 @@ impl Writer {
             return Err(io::Error::other("no segment is open"));
         };
         let (at, mut place) = self.shared.lock().log.place_for(active.first, group);
+        self.rename_foreign(place.position + group.iter().map(|it| it.append.events).sum::<u64>())?;
         let size = group.iter().map(|it| RECORD_HEADER + it.append.lines.len() as u64).sum::<u64>();
         let started = Instant::now();
         let records = if size.next_multiple_of(BLOCK) > GROUP_BYTES {
@@ -655,6 +657,7 @@ impl Writer {
             let end = state.log.end;
             (end, state.writing.accounting.has_name(end.position))
         };
+        self.rename_foreign(end.position)?;
         if is_taken {
             self.reclaim_all()?;
             if self.shared.lock().writing.accounting.is_stuck(end.position) {
@@ -666,6 +669,32 @@ impl Writer {
             }
         }
         Ok(end)
+    }
+
+    /// Renames the files that the queue did not write and whose position is `end` or before it.
+    /// Otherwise the next start would take such a file for a segment of the log.
+    fn rename_foreign(&self, end: Position) -> io::Result<()> {
+        let next = || self.shared.lock().log.foreign.first().copied();
+        while let Some(first) = next().filter(|first| *first <= end) {
+            let name = segment::file_name(first);
+            let other = format!("{name}.foreign-{}", now());
+            match self.shared.disk.rename(&name, &other) {
+                // Somebody has moved it away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                renamed => {
+                    renamed.map_err(named(&name))?;
+                    self.shared.disk.sync_directory(SEGMENTS)?;
+                    tracing::warn!(
+                        file = name,
+                        other,
+                        "the queue needs the name of a file in segments/ that it did not write, \
+                         and has given the file another name"
+                    );
+                }
+            }
+            self.shared.lock().log.foreign.remove(0);
+        }
+        Ok(())
     }
 
     /// Makes sure that a segment can be deleted when the disk is full: if none is finished, drops
