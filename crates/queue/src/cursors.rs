@@ -4,7 +4,7 @@
 //! The file has two slots, which are written in turn. The newer one has the higher generation. A
 //! failed write leaves the other slot whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::{fmt, io};
@@ -12,6 +12,7 @@ use std::{fmt, io};
 use bytes::Buf as _;
 
 use super::segment::{LogOffset, READS};
+use super::shelf;
 use base::disk;
 use base::disk::{Access, Disk, File};
 use base::position::Position;
@@ -29,6 +30,14 @@ const VERSION: u32 = 1;
 
 pub(crate) const FORMAT: Format =
     Format { name: "queue cursors", reads: &[VERSION], writes: VERSION };
+
+/// The start of the part of a slot that lists the events that are set aside. In the slots of some
+/// earlier versions, other numbers follow the holes, which are not used.
+const ASIDE_MAGIC: [u8; 8] = *b"\xFFKAFASD\0";
+
+/// The largest number of events that are set aside in a slot that is believed. It is more than
+/// outputs set aside, and keeps a forged slot from filling the memory.
+const ASIDE_MAX: u64 = 1 << 20;
 
 /// The size of the checksum at the end of a slot, in bytes.
 const CRC: usize = 4;
@@ -49,6 +58,21 @@ pub(super) struct Contents {
     /// The place of each output, by name: its watermark or, with evidence, an earlier place.
     pub outputs: BTreeMap<String, LogOffset>,
     pub(super) holes: Vec<Hole>,
+    /// The positions of the events that each output has set aside and whose files must exist, in
+    /// order. If the slot has too little room, some are missing here.
+    pub aside: BTreeMap<String, Vec<Range<Position>>>,
+}
+
+/// Joins positions, which rise, to ranges.
+pub(super) fn ranges(positions: impl IntoIterator<Item = Position>) -> Vec<Range<Position>> {
+    let mut ranges: Vec<Range<Position>> = Vec::new();
+    for position in positions {
+        match ranges.last_mut().filter(|last| last.end == position) {
+            Some(last) => last.end = position.next(),
+            None => ranges.push(position..position.next()),
+        }
+    }
+    ranges
 }
 
 /// Returns the number of missing events from `position` on, and the bytes of their lines. The bytes
@@ -139,11 +163,25 @@ impl Contents {
                 slot.extend(number.to_le_bytes());
             }
         }
+        let holes = holes.len();
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes();
+        let heads = ASIDE_MAGIC.len() + 4 * self.outputs.len();
+        let mut room = (SLOT - CRC).saturating_sub(slot.len() + heads) / 16;
+        if !self.aside.is_empty() && room > 0 {
+            slot.extend(ASIDE_MAGIC);
+            for name in self.outputs.keys() {
+                let ranges = self.aside.get(name).map_or(&[][..], Vec::as_slice);
+                let ranges = &ranges[..room.min(ranges.len())];
+                room -= ranges.len();
+                slot.extend(count(ranges.len()));
+                let numbers = ranges.iter().flat_map(|range| [range.start, range.end]);
+                numbers.for_each(|number| slot.extend(number.get().to_le_bytes()));
+            }
+        }
         let length = count(slot.len() + CRC);
         slot[12..16].copy_from_slice(&length);
         slot[40..44].copy_from_slice(&count(self.outputs.len()));
-        slot[44..48].copy_from_slice(&count(holes.len()));
+        slot[44..48].copy_from_slice(&count(holes));
         let crc = crc32c::crc32c(&slot);
         slot.extend(crc.to_le_bytes());
         // A longer slot would overwrite the other one, which may be the newest.
@@ -210,8 +248,65 @@ impl Reader<'_> {
                 bytes: self.u64()?,
             });
         }
-        // In slots of earlier versions, 16 bytes for each output follow, which are not used.
+        contents.aside = self.aside(&contents.outputs).unwrap_or_default();
         Some((generation, contents))
+    }
+
+    /// Reads the list of the events that are set aside. `None` if the slot has none.
+    fn aside(
+        &mut self,
+        outputs: &BTreeMap<String, LogOffset>,
+    ) -> Option<BTreeMap<String, Vec<Range<Position>>>> {
+        self.0 = self.0.strip_prefix(&ASIDE_MAGIC)?;
+        let (mut aside, mut events) = (BTreeMap::new(), 0_u64);
+        for name in outputs.keys() {
+            let mut ranges = Vec::new();
+            for _ in 0..self.u32()? {
+                let range = self.position()?..self.position()?;
+                events = events.saturating_add(range.end.saturating_since(range.start));
+                ranges.push(range);
+            }
+            if !ranges.is_empty() {
+                aside.insert(name.clone(), ranges);
+            }
+        }
+        (events <= ASIDE_MAX).then_some(aside)
+    }
+}
+
+impl Found {
+    /// Returns `true` if the file says that this event is set aside.
+    pub(crate) fn lists(&self, output: &str, position: Position) -> bool {
+        let ranges = self.contents.as_ref().and_then(|contents| contents.aside.get(output));
+        let mut ranges = ranges.into_iter().flatten();
+        self.state == CursorsFile::Whole && ranges.any(|range| range.contains(&position))
+    }
+
+    /// Adds the events that the file lists as set aside to those whose files were `found`, with 0
+    /// bytes: their files and their names are missing. An event that is not before its output's
+    /// place comes from the log, and is not added. Without a whole file, the list may be that of an
+    /// older save, and the events may have been decided since: nothing is added, and the number of
+    /// these events is returned.
+    pub(crate) fn add_aside(&self, found: &mut shelf::Found) -> u64 {
+        let Some(contents) = &self.contents else { return 0 };
+        let mut unknown = 0;
+        for (name, ranges) in &contents.aside {
+            let place = contents.outputs.get(name).map_or(Position::START, |it| it.position);
+            let there = found.get(name).into_iter().flatten();
+            let there: BTreeSet<_> = there.map(|(position, _)| *position).collect();
+            let listed = ranges.iter().flat_map(|range| range.start.get()..range.end.get());
+            let listed = listed.map(Position::new).filter(|position| *position < place);
+            let missing = listed.filter(|position| !there.contains(position));
+            let missing: Vec<_> = missing.map(|position| (position, 0)).collect();
+            if self.state != CursorsFile::Whole {
+                unknown += missing.len() as u64;
+            } else if !missing.is_empty() {
+                let events = found.entry(name.clone()).or_default();
+                events.extend(missing);
+                events.sort_unstable();
+            }
+        }
+        unknown
     }
 }
 
@@ -307,6 +402,7 @@ mod tests {
             ]
             .into(),
             holes: vec![Hole { start: Position::new(20), end: Position::new(40), bytes: 2_000 }],
+            aside: [("logstash".to_owned(), ranges([3, 4, 6].map(Position::new)))].into(),
         }
     }
 
@@ -338,6 +434,7 @@ mod tests {
     /// program.
     #[test]
     fn a_slot_with_histories_is_read_without_them() {
+        let contents = || Contents { aside: BTreeMap::new(), ..contents() };
         let mut slot = contents().encode(4);
         slot.truncate(slot.len() - CRC);
         slot.extend([7; 2 * 16]);
@@ -345,6 +442,32 @@ mod tests {
         slot[12..16].copy_from_slice(&length.to_le_bytes());
         slot.extend(crc32c::crc32c(&slot).to_le_bytes());
         assert_eq!(decode(&slot), Ok(Some((4, contents()))));
+    }
+
+    /// Method: each second event is set aside, by more outputs than a slot has room for.
+    #[test]
+    fn a_slot_lists_as_many_events_that_are_set_aside_as_it_has_room_for() {
+        for outputs in [1, 3, OUTPUTS_MAX] {
+            let names: Vec<_> = (0..outputs).map(|n| format!("{n:063}")).collect();
+            let second = ranges((0..5000).map(|n| Position::new(2 * n)));
+            let aside = names.iter().map(|name| (name.clone(), second.clone())).collect();
+            let places = names.iter().map(|name| (name.clone(), LogOffset::default())).collect();
+            let slot = Contents { outputs: places, aside, ..Contents::default() }.encode(1);
+            assert!(slot.len() <= SLOT);
+            let (_, read) = decode(&slot).expect("this version").expect("it checks");
+            assert_eq!(read.outputs.len(), outputs);
+            let listed: usize = read.aside.values().map(Vec::len).sum();
+            assert!(outputs == OUTPUTS_MAX || listed > 900, "{listed}");
+            assert!(read.aside.values().all(|ranges| second.starts_with(ranges)));
+        }
+    }
+
+    #[test]
+    fn a_forged_list_of_events_that_are_set_aside_is_not_believed() {
+        let range = vec![Position::START..Position::MAX];
+        let forged = Contents { aside: [("logstash".to_owned(), range)].into(), ..contents() };
+        let (_, read) = decode(&forged.encode(1)).expect("this version").expect("it checks");
+        assert_eq!(read, Contents { aside: BTreeMap::new(), ..contents() });
     }
 
     #[test]

@@ -468,7 +468,7 @@ impl Directory {
             end: end.position,
             damaged_headers: 0,
             quarantine: disk::sizes(&*self.disk, QUARANTINE),
-            aside: self.aside(found.contents.as_ref(), None)?,
+            aside: self.aside(&found, None)?,
             unreadable: Vec::new(),
         };
         for (first, next) in with_next(&segments) {

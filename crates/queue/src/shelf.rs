@@ -2,15 +2,17 @@
 //! queue in memory has no files, and keeps the lines itself.
 //!
 //! The queue does not interpret the content, a JSON object, but adds its checksum and length. A
-//! file is synced before the claim of its event is final, and deleted when the event is decided
-//! (delivered or given up) and, if evidence is recorded, the evidence of the decision is durable.
-//! At startup, a file whose event is not before the output's place is deleted: the output gets this
-//! event from the log again.
+//! file is synced before the claim of its event is final. It is deleted when three things are true:
+//! the event is decided (delivered or given up), the evidence of the decision is durable (if
+//! evidence is recorded), and a saved cursors file does not list the event any more. At startup, a
+//! file whose event is not before the output's place is deleted: the output gets this event from
+//! the log again.
 //!
 //! A file that is damaged or missing, or that is no regular file, is the loss of its event. The
 //! output counts it as soon as it reads the file, after the start. That a file is missing is known
-//! by its *note*: an empty file of the same name in another directory. It is made before the file,
-//! and deleted before it.
+//! in two ways: by the cursors file, which lists as many of these events as it has room for, and by
+//! the *note* of the file, an empty file of the same name in another directory. The note is made
+//! before the file, and deleted before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -51,15 +53,14 @@ const SEAL_MAX: usize = 64;
 /// At most so many bytes of a file that has grown are read.
 const GROWTH_MAX: u64 = 64 << 10;
 
-/// What the evidence says about events that were set aside. Without evidence, both answers are
-/// `false`.
-pub(super) trait Evidence: Send + Sync {
-    /// Returns `true` if the line differs from the received one. Blocks.
+/// The queue whose events are on the shelf.
+pub(super) trait Owner: Send + Sync {
+    /// Returns `true` if the line differs from the received one that the evidence knows. Blocks.
     fn is_changed(&self, position: Position, line: &[u8]) -> bool;
 
-    /// Returns `true` if the event is decided and the evidence of the decision is not durable. The
-    /// queue then deletes the file of the event when it is.
-    fn keeps_file(&self, output: &str, position: Position) -> bool;
+    /// Deletes the file of a decided event, as soon as the evidence of the decision is durable and
+    /// the cursors file does not list the event any more.
+    fn remove(&self, output: &str, position: Position);
 }
 
 /// The content of a file.
@@ -79,7 +80,7 @@ pub struct Shelf(Option<Files>);
 struct Files {
     disk: Arc<dyn Disk>,
     output: String,
-    evidence: Arc<dyn Evidence>,
+    owner: Arc<dyn Owner>,
 }
 
 impl Shelf {
@@ -88,8 +89,8 @@ impl Shelf {
         Self(None)
     }
 
-    pub(super) fn in_files(disk: Arc<dyn Disk>, output: &str, evidence: Arc<dyn Evidence>) -> Self {
-        Self(Some(Files { disk, output: output.to_owned(), evidence }))
+    pub(super) fn in_files(disk: Arc<dyn Disk>, output: &str, owner: Arc<dyn Owner>) -> Self {
+        Self(Some(Files { disk, output: output.to_owned(), owner }))
     }
 
     /// Returns `true` if events are in files, which survive the end of the process.
@@ -137,18 +138,17 @@ impl Shelf {
         load(&**disk, &name).map_err(named(&name))
     }
 
-    /// Deletes the file of a decided event, now or when the evidence of the decision is durable.
-    /// Blocks.
+    /// Deletes the file of a decided event: within a second, and not before the evidence of the
+    /// decision is durable.
     pub fn remove(&self, position: Position) {
-        let Some(Files { disk, output, evidence }) = &self.0 else { return };
-        if !evidence.keeps_file(output, position) {
-            delete(&**disk, output, position);
+        if let Some(Files { output, owner, .. }) = &self.0 {
+            owner.remove(output, position);
         }
     }
 
     /// Returns `true` if the line differs from the received one that the evidence knows. Blocks.
     pub fn is_changed(&self, position: Position, line: &[u8]) -> bool {
-        self.0.as_ref().is_some_and(|files| files.evidence.is_changed(position, line))
+        self.0.as_ref().is_some_and(|files| files.owner.is_changed(position, line))
     }
 }
 
@@ -205,32 +205,45 @@ pub(crate) fn load(disk: &dyn Disk, name: &str) -> io::Result<Loaded> {
     Ok(Loaded { content, damage })
 }
 
-/// Deletes an event's file. A failure is logged: the event is then sent again after a restart.
-pub(super) fn delete(disk: &dyn Disk, output: &str, position: Position) {
-    if let Err(error) = remove(disk, output, position) {
+/// Deletes the files of events that are no longer set aside. Only the first failure is logged.
+pub(super) fn delete(disk: &dyn Disk, events: &[(String, Position)]) {
+    if let Err(error) = remove(disk, events) {
         tracing::warn!(
-            file = name(output, position),
             %error,
-            "cannot delete the file of an event that is no longer set aside: the event is sent \
+            "cannot delete the files of events that are no longer set aside: these events are sent \
              again after the next start"
         );
     }
 }
 
-/// Deletes an event's note, and then its file. What is no file, such as a directory, gets another
-/// name.
-fn remove(disk: &dyn Disk, output: &str, position: Position) -> io::Result<()> {
-    let file = name(output, position);
-    if is_there(disk.remove(&note(output, position)))? {
-        // If only the file were gone after a power loss, its event would count as lost.
+/// Deletes the notes of events, and then their files. What is no file, such as a directory, gets
+/// another name. An error does not stop the others, and the first one is returned.
+fn remove(disk: &dyn Disk, events: &[(String, Position)]) -> io::Result<()> {
+    let (mut result, mut was_noted, mut files) = (Ok(()), false, Vec::new());
+    for (output, position) in events {
+        let note = note(output, *position);
+        match is_there(disk.remove(&note)) {
+            Ok(is_noted) => {
+                was_noted |= is_noted;
+                files.push(name(output, *position));
+            }
+            Err(error) => result = result.and(Err(named(&note)(error))),
+        }
+    }
+    if was_noted {
+        // If only a file were gone after a power loss, its event would count as lost.
         disk.sync_directory(ASIDE_NAMES)?;
     }
-    match disk.remove(&file) {
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-            disk.rename(&file, &format!("{file}{NO_EVENT}"))
-        }
-        removed => is_there(removed).map(drop),
+    for file in files {
+        let removed = match disk.remove(&file) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                disk.rename(&file, &format!("{file}{NO_EVENT}"))
+            }
+            removed => is_there(removed).map(drop),
+        };
+        result = result.and(removed.map_err(named(&file)));
     }
+    result
 }
 
 /// Returns `false` if the file does not exist.
@@ -311,15 +324,13 @@ pub(crate) fn find(disk: &dyn Disk) -> io::Result<Found> {
 }
 
 pub(super) fn remove_all(disk: &dyn Disk, output: &str, events: &[(Position, u64)]) {
-    for (position, _) in events {
-        if let Err(error) = remove(disk, output, *position) {
-            tracing::warn!(
-                file = name(output, *position),
-                %error,
-                "cannot delete a file in set-aside/ that no output needs: nothing is lost, but it \
-                 takes up disk space"
-            );
-        }
+    let events: Vec<_> = events.iter().map(|(at, _)| (output.to_owned(), *at)).collect();
+    if let Err(error) = remove(disk, &events) {
+        tracing::warn!(
+            %error,
+            "cannot delete files in set-aside/ that no output needs: nothing is lost, but they \
+             take up disk space"
+        );
     }
 }
 
@@ -339,15 +350,17 @@ mod tests {
 
     use super::*;
 
-    struct Known;
+    struct Known(Arc<dyn Disk>);
 
-    impl Evidence for Known {
+    impl Owner for Known {
         fn is_changed(&self, _: Position, line: &[u8]) -> bool {
             line == b"other"
         }
 
-        fn keeps_file(&self, _: &str, position: Position) -> bool {
-            position == Position::new(4)
+        fn remove(&self, output: &str, position: Position) {
+            if position != Position::new(4) {
+                delete(&*self.0, &[(output.to_owned(), position)]);
+            }
         }
     }
 
@@ -356,7 +369,7 @@ mod tests {
         let disk = Arc::new(SimulatedDisk::new(1));
         let of = |output: &str| {
             let disk = Arc::clone(&disk) as Arc<dyn Disk>;
-            Shelf::in_files(disk, output, Arc::new(Known))
+            Shelf::in_files(Arc::clone(&disk), output, Arc::new(Known(disk)))
         };
         let (plain, numbered) = (of("archive"), of("archive-7"));
         for (shelf, position) in [(&plain, 12), (&numbered, 3), (&plain, 4)] {
@@ -390,7 +403,8 @@ mod tests {
         for operation in [Create, SyncDirectory, Write, Sync, Rename] {
             for after in 0..2 {
                 let disk = Arc::new(SimulatedDisk::new(1));
-                let shelf = Shelf::in_files(Arc::clone(&disk) as _, "archive", Arc::new(Known));
+                let owner = Arc::new(Known(Arc::clone(&disk) as _));
+                let shelf = Shelf::in_files(Arc::clone(&disk) as _, "archive", owner);
                 disk.fail(operation, after, Errno::IO);
                 if shelf.store(Position::new(7), b"{}").is_ok() {
                     continue;

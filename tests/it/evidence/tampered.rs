@@ -35,10 +35,10 @@ pub(super) fn forge(spool: &Spool, position: u64) {
 }
 
 /// Method: an event is set aside, and changed in its file, with and without a correct checksum, or
-/// its file is deleted.
+/// its file is deleted, without and with its name in the other directory.
 #[test]
 fn a_changed_event_that_is_set_aside_is_lost_and_not_sent() {
-    for (corrects, deletes) in [(false, false), (true, false), (false, true)] {
+    for (corrects, deletes) in [(false, 0), (true, 0), (false, 1), (false, 2)] {
         let mut recorded = Recorded::new();
         let works = Arc::new(AtomicBool::new(false));
         let there = Arc::clone(&works);
@@ -64,8 +64,10 @@ fn a_changed_event_that_is_set_aside_is_lost_and_not_sent() {
             content[11..19].copy_from_slice(crc.as_bytes());
         }
         std::fs::write(&file, content).unwrap();
-        if deletes {
-            std::fs::remove_file(&file).unwrap();
+        let directories = ["set-aside", "set-aside-names"];
+        for directory in &directories[..deletes] {
+            let name = file.file_name().unwrap();
+            std::fs::remove_file(recorded.spool.path().join(directory).join(name)).unwrap();
         }
         works.store(true, Ordering::Relaxed);
         let relay = Relay::start(&config);
@@ -73,7 +75,7 @@ fn a_changed_event_that_is_set_aside_is_lost_and_not_sent() {
         let metrics = relay.metrics();
         assert_eq!(metrics.count("error_total", &[("plugin", "consumer")]), 1);
         let tampered = metrics.count("evidence_errors_total", &[("reason", "tampered")]);
-        assert_eq!(tampered, u64::from(!deletes));
+        assert_eq!(tampered, u64::from(deletes == 0));
         relay.finish(Backlog::Empty);
         recorded.events.remove(3);
         assert_same_set(&accepted_events(&recorded.sink), &recorded.events);

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::walk::Want;
 use super::{CursorsFile, Directory, Error, Tell, Verdict, no_output};
-use crate::cursors::{Contents, Hole};
+use crate::cursors::Hole;
 use crate::identity::Identity;
 use crate::segment::{READS, SEGMENT_HEADER};
 use crate::{cursors, identity, segment, shelf};
@@ -97,7 +97,7 @@ impl Directory {
             outputs: outputs.map(|(name, place)| (name.clone(), place.position)).collect(),
             quarantine: summary.quarantine,
             dead_letters: disk::sizes(&*self.disk, DEAD_LETTERS),
-            aside: self.aside(contents, output)?,
+            aside: self.aside(&found, output)?,
         })
     }
 
@@ -105,10 +105,12 @@ impl Directory {
     /// or after an output's place does not count: the output gets it from the log.
     pub(super) fn aside(
         &self,
-        contents: Option<&Contents>,
+        cursors: &cursors::Found,
         output: Option<&str>,
     ) -> Result<u64, Error> {
-        let found = shelf::find(&*self.disk).map_err(|error| self.failed(ASIDE, error))?;
+        let mut found = shelf::find(&*self.disk).map_err(|error| self.failed(ASIDE, error))?;
+        cursors.add_aside(&mut found);
+        let contents = cursors.contents.as_ref();
         let of = found.iter().filter(|(name, _)| output.is_none_or(|output| output == **name));
         let counted = of.map(|(name, events)| {
             let place = contents.map_or(Position::MAX, |contents| {

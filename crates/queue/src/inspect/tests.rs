@@ -112,7 +112,7 @@ impl Log {
             bytes: (hole.end - hole.start) * LINE,
         };
         let holes = holes.iter().map(hole).collect();
-        let contents = Contents { end: place(end), outputs, holes };
+        let contents = Contents { end: place(end), outputs, holes, ..Contents::default() };
         let found = cursors::read(&self.disk).unwrap();
         Cursors::open(&self.disk, &found).unwrap().write(&self.disk, &contents).unwrap();
     }

@@ -100,14 +100,18 @@ impl<'a, 't> Walk<'a, 't> {
     /// Reads the events that outputs have set aside.
     fn aside(&mut self) -> Result<(), Error> {
         let disk = &*self.directory.disk;
-        let found = shelf::find(disk).map_err(|error| self.directory.failed(ASIDE, error))?;
+        let cursors = self.directory.cursors()?;
+        let mut found = shelf::find(disk).map_err(|error| self.directory.failed(ASIDE, error))?;
+        cursors.add_aside(&mut found);
         for (output, events) in found {
             for (position, _) in events {
                 let file = shelf::name(&output, position);
                 let error = match shelf::load(disk, &file) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
                         let noted = shelf::is_noted(disk, &output, position);
-                        if !noted.map_err(|error| self.directory.failed(ASIDE, error))? {
+                        let is_noted =
+                            noted.map_err(|error| self.directory.failed(ASIDE, error))?;
+                        if !is_noted && !self.directory.cursors()?.lists(&output, position) {
                             // A relay has deleted the file since.
                             continue;
                         }

@@ -1,6 +1,6 @@
 //! One output's cursor in the durable log: its claims, and the lines that were read ahead for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,7 @@ use crate::identity::Identity;
 use crate::notes::Notes;
 use crate::outputs::Output;
 use crate::segment::{FIRST_RECORD, LogOffset, RECORD_HEADER};
-use crate::shelf;
-use crate::shelf::{Evidence, Shelf};
+use crate::shelf::{Owner, Shelf};
 use base::position::Position;
 use telemetry::Loss;
 
@@ -99,6 +98,9 @@ pub(crate) struct CursorState {
     /// The positions and file sizes of events that were set aside before the start, until they are
     /// taken.
     pub(super) found: Vec<(Position, u64)>,
+    /// The positions of the events that are set aside, and of those that are decided without
+    /// durable evidence. Their files must exist: the cursors file lists them.
+    pub(super) shelved: BTreeSet<Position>,
     pub(super) start: i64,
     pub(super) gone: bool,
     pub(crate) tells_acceptances: bool,
@@ -177,6 +179,7 @@ impl CursorState {
             unrecorded: None,
             aside: 0,
             found: Vec::new(),
+            shelved: BTreeSet::new(),
             start: 0,
             gone: false,
             tells_acceptances: cfg!(test),
@@ -671,7 +674,7 @@ impl Shared {
     }
 }
 
-impl Evidence for Shared {
+impl Owner for Shared {
     fn is_changed(&self, position: Position, line: &[u8]) -> bool {
         self.originals.get().is_some_and(|known| {
             // Only whole lines are compared.
@@ -679,10 +682,18 @@ impl Evidence for Shared {
         })
     }
 
-    fn keeps_file(&self, output: &str, position: Position) -> bool {
+    fn remove(&self, output: &str, position: Position) {
         let mut state = self.lock();
-        let mut own = state.log.unrecorded().filter(|(name, _)| *name == output);
-        own.any(|(_, unrecorded)| unrecorded.keeps_file(position))
+        let keeps_file = |(name, unrecorded): (&str, &mut Unrecorded)| {
+            name == output && unrecorded.keeps_file(position)
+        };
+        if state.log.unrecorded().any(keeps_file) {
+            return;
+        }
+        state.log.unshelve(output, position);
+        if state.writing.saving.touch() {
+            self.wakes.upkeep.notify_one();
+        }
     }
 }
 
@@ -861,6 +872,7 @@ impl Cursor {
         if is_kept {
             let cursor = &mut state.log.cursors[self.index];
             cursor.aside += 1;
+            cursor.shelved.insert(claim.start);
             cursor.output.show_aside(cursor.aside);
         }
         is_kept
@@ -1035,11 +1047,10 @@ impl Cursor {
                 let positions = own.filter_map(|it| unrecorded.recorded(it));
                 free.extend(positions.map(|position| (name.to_owned(), position)));
             }
+            free.iter().for_each(|(name, position)| state.log.unshelve(name, *position));
             state.log.leaving.retain(|(_, unrecorded)| !unrecorded.is_recorded());
             self.shared.settled(state, self.index);
         }
-        let disk = &*self.shared.disk;
-        free.iter().for_each(|(name, position)| shelf::delete(disk, name, *position));
     }
 
     /// See [`crate::Cursor::is_closed`].

@@ -41,6 +41,7 @@
 //! | 21 | `*.incoming`, `*.spare` | the upkeep deletes them | nobody was told that something in them is safe |
 //! | 24 | a file in `set-aside/` whose event is before its output's place, also in cases 2 and 3 | the output tries the event again | it was set aside, and the log may not have it any more |
 //! | 25 | a file in `set-aside/` whose event is not before its output's place | it is deleted | the output gets the event from the log |
+//! | 28 | an event of case 24 that whole cursors list, without a file and a name | as 24; the output counts it as lost when it reads the file | somebody has deleted both: the relay deletes them after a save of the cursors without the event |
 //! | 26 | a file in `set-aside/` of an output that whole cursors do not name, or of one that the config does not name | it is deleted; as 5 if the cursors file names the output | as 5 |
 //! | 27 | a file in `segments/` that the queue did not write ([`foreign`]) | it is left alone, and nothing is counted; before the log reaches its position, it gets another name | no event of the log is in it |
 //! | | **a read fails** ([`Patient`]) | | |
@@ -107,10 +108,12 @@ pub(super) fn open(
     let mut log = Log::read(&reading, directory)?;
     let synced = synced::read(&reading).map_err(failed("read", synced::FILE))?;
     let identity = Identity::of(&reading).map_err(failed("make", identity::FILE))?;
-    if contents.is_none() && !log.segments.is_empty() {
+    if contents.is_none() && (synced.is_some() || !log.segments.is_empty()) {
         tracing::warn!(
+            segments = log.segments.len(),
             "the cursors file is missing or damaged: every output starts again at the oldest event \
-             in the queue, so events may be sent twice, and none is lost"
+             in the queue, so events may be sent twice; if files of undelivered events were deleted \
+             too, these events are lost without a count"
         );
     }
     let quarantined = AtomicU64::new(disk::sizes(&*disk, QUARANTINE).1);
@@ -123,6 +126,16 @@ pub(super) fn open(
     let abandoned = not_taken(&reading).map_err(failed("read", SEGMENTS))?;
     shelf::tidy(&*disk).map_err(failed("read", ASIDE))?;
     let mut aside = shelf::find(&reading).map_err(failed("read", ASIDE))?;
+    // Case 28.
+    let unknown = found.add_aside(&mut aside);
+    if unknown > 0 {
+        tracing::warn!(
+            events = unknown,
+            "half of the cursors file is damaged, and the other half lists events as set aside that \
+             have no file: either they were delivered or counted as lost later, or somebody has \
+             deleted their files and they are lost without a count"
+        );
+    }
 
     let mut state = state_of(log, abandoned, contents, config);
     if outputs.iter().any(|output| output.is_recorder()) {
@@ -282,6 +295,7 @@ fn given_up(contents: &Contents) -> Vec<Range<Position>> {
 /// unfinished events and of those set aside.
 fn begin(cursor: &mut CursorState, backlog: Backlog) {
     cursor.aside = cursor.found.len() as u64;
+    cursor.shelved = cursor.found.iter().map(|(position, _)| *position).collect();
     cursor.start = signed(backlog.events + cursor.aside);
     show_start(&cursor.output.metrics, cursor.start);
     cursor.output.show_aside(cursor.aside);
@@ -372,7 +386,8 @@ fn join(
                     output = name,
                     "half of the cursors file is damaged, and it may have had the position of this \
                      output: the output starts at the oldest event in the queue, so events may be \
-                     sent twice, and none is lost"
+                     sent twice; if files of undelivered events were deleted too, these events are \
+                     lost without a count"
                 );
                 oldest
             }

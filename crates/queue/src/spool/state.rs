@@ -94,6 +94,9 @@ pub(super) struct LogState {
     pub(super) left: BTreeMap<String, Position>,
     /// The outputs that have left, but stay in the cursors file until their evidence is durable.
     pub(super) leaving: Vec<(String, Unrecorded)>,
+    /// The events that are no longer set aside, by output. The upkeep deletes their files after it
+    /// has saved a cursors file that does not list them.
+    pub(super) unshelved: Vec<(String, Position)>,
 }
 
 /// The state that senders, the writer thread and the upkeep share.
@@ -600,7 +603,20 @@ impl LogState {
                 *place = first.min(*place);
             }
         }
-        Contents { end: self.end, outputs, holes: self.holes.clone() }
+        let aside = self.outputs().filter(|cursor| !cursor.shelved.is_empty()).map(|cursor| {
+            (cursor.output.name.clone(), cursors::ranges(cursor.shelved.iter().copied()))
+        });
+        Contents { end: self.end, outputs, holes: self.holes.clone(), aside: aside.collect() }
+    }
+
+    /// Takes an event off the list of those that are set aside, so that its file will be deleted.
+    pub(super) fn unshelve(&mut self, output: &str, position: Position) {
+        for (_, cursor) in &mut self.cursors {
+            if cursor.output.name == output {
+                cursor.shelved.remove(&position);
+            }
+        }
+        self.unshelved.push((output.to_owned(), position));
     }
 
     pub(super) fn wake_cursors(&self) {

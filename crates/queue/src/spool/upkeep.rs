@@ -15,7 +15,7 @@ use super::cursor::UNSAVED_MAX;
 use super::turn::{NoticePanic, Turn};
 use super::{Shared, SpoolState, turn};
 use crate::cursors::Cursors;
-use crate::segment;
+use crate::{segment, shelf};
 use base::disk::{File, SEGMENTS, SPARES, named};
 use base::lock::lock;
 use base::position::Position;
@@ -283,15 +283,18 @@ impl Upkeep {
     }
 
     pub(super) fn save(&mut self) -> io::Result<()> {
-        let (contents, watermark, requested) = {
+        let (contents, watermark, requested, unshelved) = {
             let mut state = self.shared.lock();
             (state.writing.saving.is_dirty, state.writing.saving.unsaved) = (false, 0);
-            (state.log.contents(), state.log.watermark(), state.writing.saving.requested)
+            let unshelved = std::mem::take(&mut state.log.unshelved);
+            (state.log.contents(), state.log.watermark(), state.writing.saving.requested, unshelved)
         };
         self.save_attempted = requested;
         self.save_at = Instant::now() + SAVE_EVERY;
         if let Err(error) = self.cursors.write(&*self.shared.disk, &contents) {
-            self.shared.lock().writing.saving.is_dirty = true;
+            let mut state = self.shared.lock();
+            state.writing.saving.is_dirty = true;
+            state.log.unshelved.extend(unshelved);
             return Err(error);
         }
         self.is_unnamed = false;
@@ -306,6 +309,9 @@ impl Upkeep {
         if std::mem::replace(&mut state.writing.saving.done, requested) != requested {
             self.shared.wakes.progress.notify_waiters();
         }
+        drop(state);
+        // While the file listed an event, its missing file was its loss.
+        shelf::delete(&*self.shared.disk, &unshelved);
         Ok(())
     }
 

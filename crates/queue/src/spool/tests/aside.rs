@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::contract::Aside;
+use base::disk::ASIDE;
 
 #[test]
 fn an_event_that_is_set_aside_is_kept_for_the_next_start_and_told_so() {
@@ -97,6 +98,92 @@ fn a_decided_event_is_kept_until_the_evidence_of_the_decision_is_durable() {
         let found = scene.cursors[0].take_aside();
         assert_eq!(found.is_empty(), is_durable, "{found:?}");
     }
+}
+
+fn files(disk: &SimulatedDisk) -> Vec<String> {
+    disk.names().into_iter().filter(|name| name.starts_with(ASIDE)).collect()
+}
+
+/// Sets aside the first events of a new queue, each second one, and stops it. Returns their
+/// positions.
+fn stopped(config: &config::Queue, events: u64) -> (SimulatedDisk, Vec<Position>) {
+    let mut scene = Scene::open(SimulatedDisk::new(1), config, &[("out", true)], |_| {});
+    let mut aside = Vec::new();
+    for number in 0..2 * events {
+        scene.send(100).expect("there is room");
+        let claim = scene.cursors[0].next(ALL).expect("an event").claim;
+        if number % 2 == 0 {
+            scene.cursors[0].shelf().store(claim.start, b"{}").expect("the disk is well");
+            assert!(scene.cursors[0].set_aside(claim));
+            aside.push(claim.start);
+        } else {
+            scene.cursors[0].acknowledge(claim, Disposition::default());
+        }
+    }
+    let Scene { disk, writer, .. } = scene;
+    writer.end();
+    (disk, aside)
+}
+
+/// Method: some of the files are deleted with their names while the relay is down. The second time
+/// the process is killed before it has saved the cursors again.
+#[test]
+fn an_event_whose_file_and_name_are_deleted_is_found_missing() {
+    let config = settings(1 << 20, 64 << 10, WhenFull::Reject);
+    for (left, kills) in [(0, 0), (2, 0), (2, 1), (3, 1)] {
+        let (disk, aside) = stopped(&config, 3);
+        let files = files(&disk);
+        assert_eq!(files.len(), 6, "{files:?}");
+        let own =
+            |name: &&String| aside[left..].iter().any(|at| name.contains(&format!("{at:020}")));
+        files.iter().filter(own).for_each(|name| disk.remove(name).expect("it is there"));
+        for _ in 0..kills {
+            drop(Scene::open(disk.clone(), &config, &[("out", true)], |_| {}));
+        }
+        let scene = Scene::open(disk, &config, &[("out", true)], |_| {});
+        let found = scene.cursors[0].take_aside();
+        let missing: Vec<_> = found.iter().filter(|(_, bytes)| *bytes == 0).collect();
+        assert_eq!((found.len(), missing.len()), (3, 3 - left), "{found:?}");
+        assert_eq!(found.iter().map(|(at, _)| *at).collect::<Vec<_>>(), aside);
+    }
+}
+
+/// Method: an event is decided, and the process is killed before and after each of the steps that
+/// follow. A file that the relay itself has deleted must never be a loss.
+#[test]
+fn the_file_of_a_decided_event_is_deleted_after_the_cursors_are_saved_without_it() {
+    let config = settings(1 << 20, 64 << 10, WhenFull::Reject);
+    let open = |disk| Scene::open(disk, &config, &[("out", true)], |_| {});
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut states = std::collections::BTreeSet::new();
+    for changes in 0..40 {
+        let (disk, aside) = stopped(&config, 1);
+        let mut scene = open(disk);
+        assert_eq!(scene.cursors[0].take_aside().len(), 1);
+        let event = Aside { bytes: 2, received: 0 };
+        scene.cursors[0].settle_aside(aside[0], event, Disposition::default());
+        scene.cursors[0].shelf().remove(aside[0]);
+        assert_eq!(files(&scene.disk).len(), 2, "the cursors file lists it");
+        scene.disk.crash_after(changes);
+        scene.work(Chore::Save);
+        let scene = open(scene.disk.crash(&mut rng));
+        let found = scene.cursors[0].take_aside();
+        let is_lost = found.iter().any(|(_, bytes)| *bytes == 0);
+        assert!(!is_lost, "{changes}: {found:?}");
+        states.insert(found.len());
+    }
+    assert_eq!(states.into_iter().collect::<Vec<_>>(), [0, 1], "each of the two was seen");
+}
+
+/// Method: half of the cursors file is damaged, and nobody knows whether its list was newer.
+#[test]
+fn a_list_that_may_be_old_makes_no_event_lost() {
+    let config = settings(1 << 20, 64 << 10, WhenFull::Reject);
+    let (disk, _) = stopped(&config, 2);
+    files(&disk).iter().for_each(|name| disk.remove(name).expect("it is there"));
+    disk.flip(cursors::FILE, 20, 1);
+    let scene = Scene::open(disk, &config, &[("out", true)], |_| {});
+    assert_eq!(scene.cursors[0].take_aside(), []);
 }
 
 /// Method: the queue drops the event of an optional output while the event's file is written.
