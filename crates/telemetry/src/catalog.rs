@@ -274,7 +274,7 @@ catalog! {
             "Events that taps did not show: over a tap's limits, or unreadable.";
     }
 
-    /// The metrics of the log, of refused scrapes, of the memory limit and of the last kill.
+    /// The metrics of the log, of refused scrapes, of the memory limit and of earlier processes.
     pub(super) struct ProgramMetrics [] {
         pub(super) log_dropped: Counter = "log_dropped_lines_total",
             "Log lines dropped because stderr is read too slowly or not at all.";
@@ -285,6 +285,8 @@ catalog! {
         pub last_killed: Gauge = "last_killed_timestamp_seconds",
             "When a process was last killed before it could shut down, within 24 hours; 0: none \
                 known.";
+        pub earlier_lost: Gauge = "earlier_lost_events",
+            "Events lost by earlier processes, until 24 hours after the last loss; 0: none known.";
     }
 
     /// The metric of the build that runs.

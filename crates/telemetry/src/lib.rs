@@ -118,7 +118,9 @@ impl Telemetry {
     pub fn render_states_of(&self, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
         let limit = memory_limit().unwrap_or_default() as f64;
         self.program.memory_limit.set(limit);
-        self.program.last_killed.set(self.earlier().last_killed as f64);
+        let earlier = self.earlier();
+        self.program.last_killed.set(earlier.last_killed as f64);
+        self.program.earlier_lost.set(earlier.lost_events as f64);
         self.program.log_dropped.raise_to(dropped_lines());
         // If each refusal set these gauges, two threads could leave the older value behind.
         let (since, batches) = self.refusals.of_batches();

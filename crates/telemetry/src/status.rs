@@ -150,8 +150,8 @@ pub struct Losses {
     pub last_lost_seconds_ago: Option<f64>,
     /// Events lost per second, over the last minute.
     pub lost_events_per_second: Option<f64>,
-    /// Events lost by earlier processes; shown for 24 hours after the last loss. Stored in the same
-    /// place as `last_killed`.
+    /// Events lost by earlier processes, as far as they are recorded; shown for 24 hours after the
+    /// last loss (`earlier_lost_events`). Stored in the same place as `last_killed`.
     pub earlier_lost_events: u64,
     /// When an earlier process last lost events, in the format of `last_killed`; `None` if none
     /// did.

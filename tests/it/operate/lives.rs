@@ -174,6 +174,7 @@ fn losses_of_before_a_restart_stay_on_the_page_after_a_stop_and_after_a_kill() {
     let stays = |relay: &Relay| {
         assert_eq!(status(relay)["earlier_lost_events"].as_f64(), Some(lost));
         assert_eq!(status(relay)["lost_events"], 0, "of this process");
+        assert_eq!(relay.metrics().value("earlier_lost_events", &[]), lost);
         assert_eq!(finding(relay, &format!("{LOST_BEFORE}{lost},")).as_deref(), Some("warn"));
     };
     let mut second = Relay::start(&config);

@@ -137,13 +137,12 @@ impl Kind {
             QueueFills | QueueFull => "QueueNearlyFull",
             SlowRequests | InFlightFull | SendersGaveUp => "SendersWait",
             SlowAnswers => "DiskSlow",
-            EarlierLosses => "EventsLost",
             // These have the names of their alerts.
             CertificateExpires | EvidenceTampered | EvidenceRolledBack | DiskRefused
             | OutputPaused | OutputDown | AllFiltered | ConnectionsRefused | SendersWait
             | EverythingRefused | RequestsRejected | TlsHandshakesFail | EvidenceNotWritten
-            | WitnessAway | EventsLost | NothingReceived | Killed | MemoryNearLimit
-            | ReloadFailed | ApiserverSilent => &format!("{self:?}"),
+            | WitnessAway | EventsLost | NothingReceived | EarlierLosses | Killed
+            | MemoryNearLimit | ReloadFailed | ApiserverSilent => &format!("{self:?}"),
             Starting | Stopping | ListenerClosed | SourceFails | LogIncomplete | Good | Other => {
                 return None;
             }
