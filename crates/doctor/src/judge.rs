@@ -203,6 +203,7 @@ pub fn judge(findings: &Findings) -> Verdict {
     }
     causes.iter_mut().skip(of_relays).for_each(|cause| cause.part = Part::Relay);
     whole_causes(findings, &mut causes);
+    causes.extend(findings.relays.iter().filter_map(|it| relay::unrecorded(it, findings)));
     causes.sort_by_key(|cause| (Reverse(cause.kind), Reverse(cause.lost)));
     verdict(causes)
 }

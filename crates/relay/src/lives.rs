@@ -89,13 +89,16 @@ impl Lives {
     }
 
     /// Reads the file of the previous process, and passes its content to the telemetry. If the file
-    /// does not record an end, the process counts as killed. A missing or damaged file is ignored.
+    /// does not record an end, the process counts as killed. A process whose losses are not
+    /// recorded leaves a damaged file, or events in the queue without a file. If there is neither,
+    /// this process is the first one that uses the directory, and the telemetry gets nothing.
     fn follow(&self) {
-        let read = named_file::read(&self.file, BYTES as u64).ok();
-        let life = read.and_then(|text| serde_json::from_slice::<Life>(&text).ok());
+        let read = named_file::read(&self.file, BYTES as u64);
+        let is_first = read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+            && self.telemetry.queue().earlier.count() == 0;
+        let life = read.ok().and_then(|text| serde_json::from_slice::<Life>(&text).ok());
         let Some(Life { seen, ended, loses_queue, mut earlier }) = life else {
-            // An older version has used this directory, or the file is damaged.
-            if self.telemetry.queue().earlier.count() > 0 {
+            if !is_first {
                 let unrecorded = whole(telemetry::now().floor());
                 self.telemetry.follow(Earlier { unrecorded, ..Earlier::default() });
             }
@@ -166,14 +169,21 @@ mod tests {
     use super::*;
 
     async fn begin(directory: &Path) -> (Arc<Telemetry>, Option<Arc<Lives>>) {
+        let telemetry = Arc::new(Telemetry::new());
+        let more = format!(
+            "[process]\nstate_directory = {directory:?}\n[queue]\ndirectory = {directory:?}\n"
+        );
+        let lives = begin_with(&more, &telemetry).await;
+        (telemetry, lives)
+    }
+
+    async fn begin_with(more: &str, telemetry: &Arc<Telemetry>) -> Option<Arc<Lives>> {
         let text = format!(
             "[[listener]]\naddress = \"127.0.0.1:0\"\n[[output]]\nname = \"o\"\ntype = \"stdout\"\n\
-             [process]\nstate_directory = {directory:?}\n[queue]\ndirectory = {directory:?}\n"
+             {more}"
         );
         let config = config::read(&text, outputs::TYPES).config.expect("it is right");
-        let telemetry = Arc::new(Telemetry::new());
-        let lives = Lives::begin(&config, &telemetry).await;
-        (telemetry, lives)
+        Lives::begin(&config, telemetry).await
     }
 
     /// Begins a process. The third value is what the process knows of the processes before it: the
@@ -270,6 +280,41 @@ mod tests {
         assert_eq!(std::fs::read(&file).expect("it is there"), ended);
     }
 
+    /// Method: processes with one directory begin one after the other, with what is stated as the
+    /// content of the file `life`.
+    #[tokio::test]
+    async fn earlier_losses_are_known_only_by_a_record_without_a_gap() {
+        let memory = Arc::new(Telemetry::new());
+        assert!(begin_with("", &memory).await.is_none(), "there is no place for a record");
+        assert!(!memory.knows_earlier());
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join(FILE);
+        let (first, lives, _) = next(directory.path()).await;
+        assert!(!first.knows_earlier(), "it has found no record");
+        lives.end(0).await;
+        let (second, lives, _) = next(directory.path()).await;
+        assert!(second.knows_earlier());
+        lives.end(0).await;
+        let ended = std::fs::read(&file).expect("it was written");
+        std::fs::write(&file, &ended[..100]).expect("written");
+        // The gap is remembered by the processes after it.
+        for _ in 0..2 {
+            let (telemetry, lives, _) = next(directory.path()).await;
+            assert!(!telemetry.knows_earlier(), "the record is damaged");
+            lives.end(0).await;
+        }
+        // An earlier process has stored events in the queue, and its record is gone.
+        std::fs::remove_file(&file).expect("removed");
+        for _ in 0..2 {
+            let telemetry = Arc::new(Telemetry::new());
+            telemetry.queue().earlier.set(1.0);
+            let more = format!("[process]\nstate_directory = {:?}\n", directory.path());
+            let lives = begin_with(&more, &telemetry).await.expect("it can be written");
+            assert!(!telemetry.knows_earlier());
+            lives.end(0).await;
+        }
+    }
+
     #[tokio::test]
     async fn a_damaged_file_says_nothing_and_is_replaced() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -302,8 +347,8 @@ mod tests {
         let other = directory.path().join("other");
         std::fs::write(&other, "other").expect("written");
         std::os::unix::fs::symlink(&other, directory.path().join(FILE)).expect("a link");
-        let (_, lives) = begin(directory.path()).await;
-        assert!(lives.is_none());
+        let (telemetry, lives) = begin(directory.path()).await;
+        assert!(lives.is_none() && !telemetry.knows_earlier());
         assert_eq!(std::fs::read(&other).expect("it is there"), b"other");
     }
 }

@@ -69,7 +69,8 @@ pub struct Telemetry {
     program: catalog::ProgramMetrics,
     refusals: Refusals,
     refusing: catalog::RefusingMetrics,
-    /// The last kill and the losses of earlier processes; unset before [`Telemetry::follow`].
+    /// The last kill and the losses of earlier processes. Unset before [`Telemetry::follow`], and
+    /// without a record of an earlier process.
     earlier: OnceLock<Earlier>,
     evidence: EvidenceMetrics,
     reports: Reports,
@@ -157,6 +158,16 @@ impl Telemetry {
     /// Returns the last kill and the losses of earlier processes, as far as they still count.
     pub fn earlier(&self) -> Earlier {
         self.earlier.get().copied().unwrap_or_default().at(now())
+    }
+
+    /// Returns `true` if the losses of all processes that have ended within the last 24 hours are
+    /// recorded. Without a record of an earlier process, they are unknown until this process has
+    /// run for that time.
+    pub fn knows_earlier(&self) -> bool {
+        match self.earlier.get() {
+            Some(_) => self.earlier().unrecorded == 0,
+            None => now() - started() > Earlier::KEPT,
+        }
     }
 
     /// Returns the counter of the requests for `/metrics` that were refused with 401.

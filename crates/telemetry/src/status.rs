@@ -157,7 +157,8 @@ pub struct Losses {
     /// did.
     pub earlier_last_lost: Option<String>,
     /// `true`: all losses of earlier processes in the last 24 hours are recorded. `false` for 24
-    /// hours after a kill, and if there is no record of a process before this one.
+    /// hours after a kill or a damaged record, and in the first 24 hours of a process that has
+    /// found no record: the first one that uses the directory, or one without a directory.
     pub earlier_known: bool,
     /// Events in dead letters that were deleted to keep within `dead_letter.max_bytes`.
     pub dead_letters_dropped_events: u64,

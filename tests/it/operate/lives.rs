@@ -159,6 +159,45 @@ fn after_a_kill_page_metric_and_doctor_say_for_a_day_what_nobody_can_know() {
     }
 }
 
+/// Method: a relay with its queue in memory ends with events that it could not deliver. The next
+/// ones do or do not find its record.
+#[test]
+fn losses_of_a_process_that_left_no_record_are_said_to_be_unknown_and_those_of_a_record_are_counted()
+ {
+    let state = TempDir::new().unwrap();
+    let in_memory = dead_end("[shutdown]\ndrain_timeout = \"200ms\"\n");
+    let with_state = with_state(&in_memory, state.path());
+    let end = |config: &str| {
+        let mut relay = Relay::start(config);
+        assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+        relay.signal(libc::SIGTERM);
+        assert_eq!(relay.wait().code(), Some(1));
+        assert_eq!(last_words(&relay)["lost"], 10);
+    };
+    // The second process begins to keep records: it is the first one that uses the directory.
+    end(&in_memory);
+    for config in [&in_memory, &with_state] {
+        let mut relay = Relay::start(config);
+        assert_eq!(status(&relay)["earlier_known"], false);
+        assert_eq!(relay.metrics().value("earlier_lost_events", &[]), 0.0);
+        let unknown = finding(&relay, "What earlier processes have lost is not known");
+        assert_eq!(unknown.as_deref(), Some("note"));
+        assert_eq!(finding(&relay, "Every output works, and no accepted event is lost"), None);
+        let url = format!("http://{}", relay.admin());
+        let said = run_command(&["doctor", "--relay", &url, "--interval", "0s"], state.path());
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let words = format!("what processes of relay {url} before its start at ");
+        assert!(said.contains(&words) && !said.ends_with("VERDICT: OK\n"), "{said}");
+        relay.stop();
+    }
+    end(&with_state);
+    let mut relay = Relay::start(&with_state);
+    assert_eq!(status(&relay)["earlier_known"], true);
+    assert_eq!(relay.metrics().value("earlier_lost_events", &[]), 10.0);
+    assert_eq!(finding(&relay, &format!("{LOST_BEFORE}10,")).as_deref(), Some("warn"));
+    relay.stop();
+}
+
 #[test]
 fn losses_of_before_a_restart_stay_on_the_page_after_a_stop_and_after_a_kill() {
     let spool = Spool::new();

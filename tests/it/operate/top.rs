@@ -62,7 +62,7 @@ fn a_signal_ends_it() {
         relay.admin()
     );
     let mut terminal = Terminal::start(&command, 100, 30);
-    terminal.wait_for("Every output works, and no accepted event is lost.");
+    terminal.wait_for("Every output works, and no event accepted since the start is lost.");
     std::fs::write(&end, "").unwrap();
     assert_eq!(terminal.wait(), Some(0));
     relay.finish(Backlog::Empty);
@@ -80,7 +80,7 @@ fn it_ends_when_its_terminal_is_closed() {
         relay.admin()
     );
     let terminal = Terminal::start(&command, 100, 30);
-    terminal.wait_for("Every output works, and no accepted event is lost.");
+    terminal.wait_for("Every output works, and no event accepted since the start is lost.");
     let process = std::fs::read_to_string(process).unwrap();
     let process = format!("/proc/{}", process.trim());
     assert!(Path::new(&process).exists());

@@ -25,7 +25,7 @@ fn status(relay: &Sampled<Relay>) -> Option<&Status> {
     relay.counts.as_ref().filter(|_| relay.fault.is_none()).map(|it| &it.status)
 }
 
-fn of(status: &Status) -> impl Iterator<Item = &Finding> {
+pub(super) fn of(status: &Status) -> impl Iterator<Item = &Finding> {
     status.verdict.iter().flat_map(Verdict::all)
 }
 

@@ -2,14 +2,14 @@
 //! an earlier process may have lost, and whether a difference between its counts stays. The relay
 //! itself judges the state of its outputs, its queue and its evidence.
 
-use super::{Cause, Findings, Kind, events, is_asked, own, since, time};
+use super::{Cause, Findings, Kind, Part, events, is_asked, own, since, time};
 use crate::compare::{Comparison, STARTS_APART_MAX, is_restarted};
 use crate::counts::{ApiserverCounts, QUEUE, REMOVED, Relay, listed, sums, total};
 use crate::remedy::of_reason;
 use crate::sample::Sampled;
 use telemetry::status::Output;
 use telemetry::status::thresholds::ATTEMPTS;
-use telemetry::status::verdict::difference;
+use telemetry::status::verdict::{Finding, Kind as Finds, State, difference};
 
 pub(super) fn causes(relay: &Sampled<Relay>, findings: &Findings, causes: &mut Vec<Cause>) {
     let place = format!("relay {}", relay.source);
@@ -84,11 +84,8 @@ fn lost_earlier(place: &str, relay: &Sampled<Relay>, counts: &Relay) -> Option<C
 /// has used its queue's directory and was killed before it recorded its losses. In the second
 /// case, nothing is reported if kube-apiserver started together with the relay or later.
 fn forgotten(place: &str, counts: &Relay, findings: &Findings) -> Option<Cause> {
-    let apiservers = findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
-    let start = |it: &ApiserverCounts| it.started.map(|at| it.clock.here(at));
-    let first = apiservers.filter_map(start).reduce(f64::min);
-    let (queue, started) = (&counts.status.queue, counts.status.process.start_time_seconds);
-    let started = counts.clock.here(started);
+    let (queue, started) = (&counts.status.queue, start(counts));
+    let first = first_apiserver(findings);
     let is_later = first.map(|first| started - first > STARTS_APART_MAX);
     let (what, advice) = if is_later == Some(true) && queue.kind == "memory" {
         let what = format!(
@@ -117,6 +114,43 @@ fn forgotten(place: &str, counts: &Relay, findings: &Findings) -> Option<Cause> 
         return None;
     };
     Some(Cause::unknown(place, what, advice))
+}
+
+/// Reports a relay without a complete record of what its earlier processes have lost, unless
+/// [`forgotten`] or the relay itself reports a reason to suspect a loss. Without one, the verdict
+/// stays OK so far, because each new relay lacks a record. If kube-apiserver started together with
+/// the relay or later, none of its events was in an earlier process.
+pub(super) fn unrecorded(relay: &Sampled<Relay>, findings: &Findings) -> Option<Cause> {
+    let counts = relay.counts.as_ref()?;
+    let place = format!("relay {}", relay.source);
+    let is_kill = |it: &Finding| it.kind == Finds::Killed && it.state >= State::Warn;
+    let is_told =
+        forgotten(&place, counts, findings).is_some() || own::of(&counts.status).any(is_kill);
+    let is_first =
+        first_apiserver(findings).is_some_and(|at| start(counts) - at <= STARTS_APART_MAX);
+    (!counts.status.losses.earlier_known && !is_told && !is_first).then(|| {
+        let at = time(start(counts));
+        let what = format!(
+            "what processes of {place} before its start at {at} have lost is not known, because \
+             they left no complete record"
+        );
+        let advice = "With process.state_directory or queue.directory, each process leaves a \
+                      record for the next one. Prometheus and the relay's older logs show earlier \
+                      losses";
+        Cause::new(Kind::SoFar, place, what, advice).about(Part::Relay)
+    })
+}
+
+/// Returns the start of the relay's process, by doctor's clock.
+fn start(counts: &Relay) -> f64 {
+    counts.clock.here(counts.status.process.start_time_seconds)
+}
+
+/// Returns the first start of a kube-apiserver, by doctor's clock, if one is known.
+fn first_apiserver(findings: &Findings) -> Option<f64> {
+    let apiservers = findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
+    let start = |it: &ApiserverCounts| it.started.map(|at| it.clock.here(at));
+    apiservers.filter_map(start).reduce(f64::min)
 }
 
 /// Returns the lost events that [`Relay::lost`] has under the name `plugin` as a cause.

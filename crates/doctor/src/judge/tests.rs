@@ -31,7 +31,7 @@ process_start_time_seconds 1.799999e+09
 fn relay(changes: &[&str]) -> Relay {
     let mut state = json!({
         "version": "1.2.3", "start_time_seconds": NOW - 990.0, "time_seconds": NOW,
-        "started": true, "uptime_seconds": 990, "accepted_events": 100,
+        "started": true, "uptime_seconds": 990, "accepted_events": 100, "earlier_known": true,
         "last_event_seconds_ago": 10.0, "rejected_requests": {}, "refused_connections": {},
         "listeners": [{ "address": "127.0.0.1:1", "requests": { "200": 7 } }],
         "queue": { "kind": "disk", "capacity_bytes": 1000, "bytes": 10, "when_full": "reject" },
@@ -644,6 +644,49 @@ fn a_queue_in_memory_that_began_after_kube_apiserver_is_unknown() {
         assert_eq!(verdict.kind == Kind::Unknown, is_unknown, "{kind} {ago}: {verdict:?}");
         assert_eq!(verdict.sentence.contains("its queue is in memory"), is_unknown, "{verdict:?}");
     }
+}
+
+/// Method: the relay has no complete record of earlier processes. It is asked alone, and together
+/// with a kube-apiserver that started before it, with it or after it.
+#[test]
+fn a_relay_without_a_record_of_earlier_processes_is_ok_so_far_at_best() {
+    let unknown = ["/earlier_known false"];
+    let said =
+        "what processes of relay r before its start at 2027-01-15T07:43:30Z have lost is not";
+    let beside = |start: &str| {
+        let start = format!("process_start_time_seconds {start}");
+        findings(&[&[&start], &[&start]], &[&unknown, &unknown])
+    };
+    for (found, is_said) in [
+        (alone(beside("-")), true),
+        (beside("-"), true),
+        (beside("1.7e+09"), true),
+        // All that this kube-apiserver has sent was sent to this process.
+        (beside("1.799999e+09"), false),
+        (beside("1.8e+09"), false),
+    ] {
+        let verdict = judge(&found);
+        assert_eq!(verdict.kind, Kind::Ok, "{verdict:?}");
+        let text = screen::text(&found, &verdict);
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with("VERDICT: OK"), "{text}");
+        assert_eq!(last.contains(said), is_said, "{text}");
+    }
+    // Neither hides a loss of an earlier process, nor is hidden by it.
+    let lost = [
+        "/earlier_known false",
+        "/earlier_lost_events 5",
+        "/earlier_last_lost \"2027-01-15T07:00:00Z\"",
+    ];
+    let verdict = judge(&alone(findings(&[NONE, NONE], &[&lost, &lost])));
+    assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 5), "{verdict:?}");
+    assert!(verdict.causes.iter().any(|it| it.what.contains(said)), "{verdict:?}");
+    // The relay itself reports a kill, and that it took the queue.
+    let killed =
+        ["/earlier_known false", "/last_killed \"2027-01-15T07:00:00Z\"", "/queue/kind \"memory\""];
+    let verdict = judge(&alone(findings(&[NONE, NONE], &[&killed, &killed])));
+    assert!(verdict.sentence.contains("r reports: Accepted events may be lost"), "{verdict:?}");
+    assert!(!verdict.sentence.contains(said), "{verdict:?}");
 }
 
 #[test]

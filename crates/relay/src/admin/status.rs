@@ -42,7 +42,7 @@ impl Admin {
                 lost_events_per_second: known(lost),
                 earlier_lost_events: earlier.lost_events,
                 earlier_last_lost: time(earlier.last_lost),
-                earlier_known: earlier.unrecorded == 0,
+                earlier_known: self.telemetry.knows_earlier(),
                 dead_letters_dropped_events: metrics.dead_letters_dropped().events.get(),
             },
             apiservers: self.apiservers(),

@@ -105,6 +105,8 @@ pub enum Kind {
     EarlierLosses,
     /// An earlier process was killed.
     Killed,
+    /// Nobody knows what earlier processes have lost.
+    EarlierUnknown,
     /// Memory is nearly used up.
     MemoryNearLimit,
     /// A new config was refused, or cannot open its address.
@@ -143,9 +145,8 @@ impl Kind {
             | EverythingRefused | RequestsRejected | TlsHandshakesFail | EvidenceNotWritten
             | WitnessAway | EventsLost | NothingReceived | EarlierLosses | Killed
             | MemoryNearLimit | ReloadFailed | ApiserverSilent => &format!("{self:?}"),
-            Starting | Stopping | ListenerClosed | SourceFails | LogIncomplete | Good | Other => {
-                return None;
-            }
+            Starting | Stopping | ListenerClosed | EarlierUnknown | SourceFails | LogIncomplete
+            | Good | Other => return None,
         };
         Some(format!("KubeAuditForwarder{name}"))
     }
@@ -280,11 +281,23 @@ fn found(status: &Status) -> Vec<Finding> {
     relay::evidence(status, &mut found);
     relay::process(status, &mut found);
     if found.0.iter().all(|it| it.state <= State::Note) {
-        let text = match status.outputs.iter().any(|it| it.health.paused) {
-            true => "Every output that is not paused works, and no accepted event is lost.",
-            false => "Every output works, and no accepted event is lost.",
+        let works = match status.outputs.iter().any(|it| it.health.paused) {
+            true => "Every output that is not paused works",
+            false => "Every output works",
+        };
+        let text = match status.losses.earlier_known {
+            true => format!("{works}, and no accepted event is lost."),
+            false => format!("{works}, and no event accepted since the start is lost."),
         };
         found.add(Kind::Good, State::Good, "relay", text, "");
+        // The finding about a kill says more.
+        if !status.losses.earlier_known && status.process.last_killed.is_none() {
+            let text =
+                "What earlier processes have lost is not known: there is no complete record.";
+            let advice = "With process.state_directory or queue.directory, each process leaves a \
+                record for the next one.";
+            found.add(Kind::EarlierUnknown, State::Note, "relay", text, advice);
+        }
     }
     found.0
 }

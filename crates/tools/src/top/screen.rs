@@ -186,6 +186,9 @@ fn lost(status: &Status) -> String {
             lost.push_str(&format!(" · the last one {}", ago(seconds)));
         }
     }
+    if !status.losses.earlier_known {
+        lost.push_str(" · before the start: unknown");
+    }
     lost
 }
 

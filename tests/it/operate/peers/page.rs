@@ -781,6 +781,24 @@ fn the_longest_names_and_states_run_into_nothing() {
     relay.finish(Backlog::Stable);
 }
 
+/// Returns the state that gives the number of lost events its colour.
+const LOST_STATE: &str = "return document.querySelector('#lost').dataset.state";
+
+/// Checks the colour of "lost: 0", which is true of this process only, for each state of what is
+/// known about earlier ones.
+fn assert_green_only_if_earlier_losses_are_known(browser: &Browser) {
+    for (change, state) in [
+        ("status.earlier_known = false;", "note"),
+        ("status.earlier_known = true; status.earlier_lost_events = 500;", "warn"),
+        ("status.earlier_known = true;", "good"),
+    ] {
+        pretend(browser, change);
+        wait_until(state, SEEN, || browser.run(LOST_STATE) == state);
+        assert_eq!(browser.text("#lost"), "lost: 0");
+        assert!(browser.text("#lost-words").starts_with("since the start "));
+    }
+}
+
 #[test]
 fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
     // The consumer's response contains as much markup as its protocol allows, until the picture.
@@ -824,8 +842,8 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
     ] {
         wait_for_text(&browser, selector, words);
     }
+    assert_green_only_if_earlier_losses_are_known(&browser);
     // If senders may have dropped events, "lost: 0" is not green, and the words beside it say why.
-    assert_eq!(browser.text("#lost"), "lost: 0");
     pretend(
         &browser,
         "status.verdict.findings.push({ state: 'warn', about: 'senders',
@@ -833,7 +851,7 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
          status.refusals.with_429.long_ended_seconds_ago = 120;",
     );
     wait_for_text(&browser, "#lost-words", "Senders may have dropped events (last 2 min");
-    assert_eq!(browser.run("return document.querySelector('#lost').dataset.state"), "warn");
+    assert_eq!(browser.run(LOST_STATE), "warn");
     wait_for_text(&browser, "#findings", "Senders may have dropped events: why.");
     pretend(&browser, "");
     // The rate of 429 responses covers the last minute.

@@ -103,8 +103,9 @@ function lostThereWords(status, elapsed) {
 
 function lostState(status) {
   const expected = status.outputs.reduce((sum, it) => sum + (it.required ? 0 : it.lost_events), 0);
-  if (status.lost_events === 0) return lostThere(status) ? 'warn' : 'good';
-  return status.lost_events > expected ? 'bad' : 'warn';
+  if (status.lost_events > 0) return status.lost_events > expected ? 'bad' : 'warn';
+  if (lostThere(status) || status.earlier_lost_events) return 'warn';
+  return status.earlier_known ? 'good' : 'note';
 }
 
 function lostBy(status) {
@@ -121,13 +122,11 @@ function lostBy(status) {
 }
 
 function lossWords(status, elapsed) {
-  const since = `since the start ${duration(status.uptime_seconds + elapsed)} ago`;
-  const there = lostThereWords(status, elapsed);
-  if (status.lost_events === 0) return [there, since].filter(Boolean).join('; ');
-  const last = status.last_lost_seconds_ago;
-  const speed = status.lost_events_per_second;
+  const { last_lost_seconds_ago: last, lost_events_per_second: speed } = status;
+  const age = last === null ? '' : `last ${ago(last + elapsed)}`;
   const now = isSeen(speed) ? `now ${perSecond(speed)}/s` : '';
-  const words = [lostBy(status), last === null ? '' : `last ${ago(last + elapsed)}`, now, there, since];
+  const since = `since the start ${duration(status.uptime_seconds + elapsed)} ago`;
+  const words = [lostBy(status), age, now, lostThereWords(status, elapsed), since];
   return words.filter(Boolean).join('; ');
 }
 
@@ -173,7 +172,7 @@ function grouped(findings, headline) {
     .map((it) => ({ ...it, words: words(it.texts) })).filter((it) => it.words || it.advice);
 }
 
-let spoken = '';  // the findings that were read aloud last
+let spoken = '';  // the findings read aloud last
 
 function drawVerdict(status, elapsed) {
   const { state, text, findings } = verdictOf(status);
@@ -192,8 +191,8 @@ function drawVerdict(status, elapsed) {
     say(part(node, 'runbook'), page ? 'Runbook' : '');
     if (page) set(part(node, 'runbook'), 'href', `.${page}`);
   });
-  // A finding is read aloud when it comes, and not each time that a figure in it changes. While the
-  // relay is gone, the alert says so.
+  // A finding is read aloud when it comes, not when a figure in it changes. While the relay is gone,
+  // the alert says so.
   const heard = [state, ...all(findings).map((it) => `${it.state} ${it.about}`)].join('\n');
   if (heard !== spoken) {
     spoken = heard;

@@ -142,7 +142,7 @@ mod tests {
         };
         let mut status = json!({
             "started": true, "uptime_seconds": 5000, "last_event_seconds_ago": 1.0,
-            "time_seconds": 1_000_000.0,
+            "time_seconds": 1_000_000.0, "earlier_known": true,
             "queue": { "capacity_bytes": 1000, "bytes": 10, "needed_bytes": 10,
                 "when_full": "reject", "retry_after_seconds": 5.0 },
             "listeners": [{ "listener": "l", "address": "0.0.0.0:3000" }],

@@ -11,7 +11,7 @@ use crate::status::thresholds::{ALL_DROPPED, PATIENCE_WITH_RETRY_AFTER};
 fn judged(change: impl FnOnce(&mut Value)) -> Verdict {
     let mut status = json!({
         "started": true, "uptime_seconds": 1000, "last_event_seconds_ago": 1.0,
-        "time_seconds": 1_000_000.0,
+        "time_seconds": 1_000_000.0, "earlier_known": true,
         "queue": { "capacity_bytes": 1000, "bytes": 10, "when_full": "reject",
             "retry_after_seconds": 5.0 },
         "listeners": [{ "listener": "0.0.0.0:3000", "address": "0.0.0.0:3000" }],
@@ -38,6 +38,31 @@ fn assert_headline(state: State, words: &str, change: impl FnOnce(&mut Value)) {
 fn health_is_one_good_finding() {
     let verdict = judged(|_| {});
     assert_eq!((verdict.state, verdict.findings.len()), (State::Good, 1), "{verdict:?}");
+}
+
+/// The verdict says only of the present process that no event is lost. A relay that was killed has
+/// a finding about that.
+#[test]
+fn what_earlier_processes_have_lost_is_not_called_nothing_if_nobody_knows() {
+    let texts = |change: fn(&mut Value)| {
+        let verdict = judged(|status| {
+            status["earlier_known"] = json!(false);
+            change(status);
+        });
+        assert_eq!(verdict.state, State::Good, "{verdict:?}");
+        verdict.findings.iter().map(|it| it.text.clone()).collect::<Vec<_>>()
+    };
+    let [works, unknown] = &texts(|_| {})[..] else { panic!("two findings") };
+    assert_eq!(works, "Every output works, and no event accepted since the start is lost.");
+    assert!(unknown.starts_with("What earlier processes have lost is not known"), "{unknown}");
+    let [works, killed] = &texts(|status| {
+        status["last_killed"] = json!("2026-11-26T04:35:04Z");
+        status["queue"]["kind"] = json!("disk");
+    })[..] else {
+        panic!("two findings")
+    };
+    assert!(works.contains("since the start"), "{works}");
+    assert!(killed.starts_with("The last process was killed at"), "{killed}");
 }
 
 #[test]
