@@ -5,7 +5,7 @@
 
 use super::address;
 use super::address::Address;
-use super::counts::{ApiserverCounts, ByLabel, sums, total};
+use super::counts::{ApiserverCounts, ByLabel, WEBHOOK_PLUGIN, sums, total};
 use super::sample::Sampled;
 
 /// Returns the host of the audit webhook, as the metrics name it, and the POSTs to it by status.
@@ -82,4 +82,28 @@ pub fn failed_in_interval(
     let (host, posts) = webhook_posts(apiserver.counts.as_ref()?, webhook)?;
     let earlier = earlier_posts(apiserver, &host, webhook)?;
     Some(failed(&increases(&posts, Some(&earlier))))
+}
+
+/// Returns `true` if no attempt to reach the webhook failed while the plugin `webhook` lost events.
+/// kube-apiserver then could not encode a batch: client-go's `rest.Request.Body` fails before there
+/// is a request, so no counter of requests changes. A batch that is given up after failed attempts
+/// counts as lost at once after the last of them.
+///
+/// If the loss is older than the interval, no attempt since the start may have failed. If the
+/// address of the webhook is unknown, no POST to any other host than kube-apiserver itself may have
+/// failed. That is no proof, because the webhook may be behind kube-apiserver's own service proxy.
+pub fn none_failed(apiserver: &Sampled<ApiserverCounts>, webhook: Option<&Address>) -> bool {
+    let Some(now) = &apiserver.counts else { return false };
+    let failed_of = |counts: &ApiserverCounts| match webhook {
+        Some(_) => Some(failed(&webhook_posts(counts, webhook)?.1)),
+        None => {
+            let hosts = others(counts);
+            let posts = hosts.iter().filter_map(|host| counts.posts.get(*host));
+            (!hosts.is_empty()).then(|| failed(&sums(posts)))
+        }
+    };
+    let lost = |it: &ApiserverCounts| it.errors.get(WEBHOOK_PLUGIN).copied().unwrap_or_default();
+    let before = apiserver.before.as_ref().filter(|before| lost(now) > lost(before));
+    let earlier = before.map_or(Some(0), failed_of);
+    failed_of(now).zip(earlier).is_some_and(|(now, earlier)| now == earlier)
 }

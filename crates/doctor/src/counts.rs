@@ -29,6 +29,9 @@ const STARTED: &str = "process_start_time_seconds";
 /// The plugin of kube-apiserver that writes the audit log. Its errors do not concern the webhook.
 pub const LOG_PLUGIN: &str = "log";
 
+/// The plugin of kube-apiserver that sends batches to the audit webhook.
+pub const WEBHOOK_PLUGIN: &str = "webhook";
+
 /// Returns the sum of counts, which saturates at the largest number.
 pub fn total(counts: impl IntoIterator<Item = u64>) -> u64 {
     counts.into_iter().fold(0, u64::saturating_add)

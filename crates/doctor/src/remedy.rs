@@ -1,14 +1,31 @@
 //! The advice about a loss, a refusal, or an unreachable webhook.
 
-use super::counts::LOG_PLUGIN;
+use super::counts::{LOG_PLUGIN, WEBHOOK_PLUGIN};
 use super::sample::Change;
 use client::ask::AskFault;
 
-/// The remedy for lost events of a kube-apiserver without failed attempts.
-pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apiserver could not \
-     encode a batch: one event that it can't marshal, such as that of a PATCH whose body is not \
-     JSON, costs the whole batch. Its log names it (Error in audit plugin 'webhook'); audit such \
-     requests at the level Metadata, and see the runbook AuditWebhookError";
+/// Returns the cause and the remedy if a kube-apiserver has lost events although none of its
+/// attempts has failed. `is_certain` is `false` if the address of its webhook is only a guess.
+pub fn of_encoding(is_certain: bool) -> String {
+    let cause = match is_certain {
+        true => {
+            "doctor has found a cause: none of its attempts has failed, so kube-apiserver could \
+             not encode a batch, and never sent it"
+        }
+        false => {
+            "kube-apiserver gave up after five attempts or, more likely, could not encode a batch, \
+             and never sent it: none of its requests to a webhook has failed (--webhook FILE makes \
+             this certain)"
+        }
+    };
+    format!(
+        "{cause}. One event that it can't marshal, such as that of a PATCH whose body is not JSON, \
+         costs the whole batch, and its log names the events (Error in audit plugin 'webhook'). \
+         Update kube-apiserver (kubernetes#139419); until then, audit patches at the level \
+         Metadata, or set --audit-webhook-truncate-enabled, so that only this event is lost. Its \
+         own audit log has the other events: `replay` sends them. See the runbook AuditWebhookError"
+    )
+}
 
 /// Returns the remedy for a kube-apiserver that can't be read or compared.
 pub fn of_apiserver(change: Option<Change>) -> &'static str {
@@ -37,15 +54,16 @@ pub fn of_plugin(plugin: &str) -> &'static str {
              default) and --audit-webhook-batch-throttle-qps (10 by default), and see the runbook \
              AuditWebhookError"
         }
-        "webhook" => {
+        WEBHOOK_PLUGIN => {
             "kube-apiserver gave up after five attempts: check that the relays can be reached at \
              the URL in --audit-webhook-config-file and respond in time. If its attempts have not \
              failed, one event that it can't marshal has cost a whole batch. See the runbook \
              AuditWebhookError"
         }
         "truncate" => {
-            "The events were too large: raise --audit-webhook-truncate-max-event-size, or audit \
-             such large objects at the level Metadata"
+            "The events were too large even without their bodies, or kube-apiserver could not \
+             encode them: raise --audit-webhook-truncate-max-event-size, or audit patches at the \
+             level Metadata; see the runbook AuditWebhookError"
         }
         LOG_PLUGIN => {
             "The webhook has not lost these: check --audit-log-path and the disk of kube-apiserver"

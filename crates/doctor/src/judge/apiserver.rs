@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::{Cause, Findings, Kind, RATE_MIN, events, found_cause, seconds, since, wrong_causes};
+use crate::attempts;
 use crate::attempts::{earlier_posts, webhook_posts};
-use crate::counts::{ApiserverCounts, EVENTS, LOG_PLUGIN, listed, total};
-use crate::remedy::{of_apiserver, of_plugin};
+use crate::counts::{ApiserverCounts, EVENTS, LOG_PLUGIN, WEBHOOK_PLUGIN, listed, total};
+use crate::remedy::{of_apiserver, of_encoding, of_plugin};
 use crate::sample::Sampled;
-use crate::{attempts, remedy};
 use telemetry::status::thresholds::ATTEMPTS;
 
 /// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
@@ -31,10 +31,7 @@ pub(super) fn causes(
     let Some(counts) = &apiserver.counts else { return };
     wrong_causes(&place, &counts.wrong, causes);
     let posts = webhook_posts(counts, findings.webhook.as_ref());
-    // Without the address of the webhook, the host is only a guess.
-    let known = posts.as_ref().filter(|_| findings.webhook.is_some());
-    let has_failed = known.is_none_or(|(_, posts)| attempts::failed(posts) > 0);
-    lost_by_plugins(&place, apiserver, has_failed, findings, causes);
+    lost_by_plugins(&place, apiserver, findings, causes);
     match counts.generated {
         // The series was already reported as wrong.
         None if counts.wrong.iter().any(|wrong| wrong.name == EVENTS) => {}
@@ -70,12 +67,10 @@ pub(super) fn causes(
     }
 }
 
-/// Reports the events that the plugins of a kube-apiserver have lost. `has_failed` is `false` if no
-/// attempt to reach the webhook has failed.
+/// Reports the events that the plugins of a kube-apiserver have lost.
 fn lost_by_plugins(
     place: &str,
     apiserver: &Sampled<ApiserverCounts>,
-    has_failed: bool,
     findings: &Findings,
     causes: &mut Vec<Cause>,
 ) {
@@ -93,11 +88,13 @@ fn lost_by_plugins(
             causes.push(Cause::warning(place, what, of_plugin(plugin)));
             continue;
         }
-        let of_attempts = if has_failed { of_plugin(plugin) } else { remedy::NOT_MARSHALLED };
-        let advice = match plugin.as_str() {
-            "webhook" => found_cause(findings).unwrap_or_else(|| of_attempts.to_owned()),
-            _ => of_plugin(plugin).to_owned(),
+        let is_webhook = plugin == WEBHOOK_PLUGIN;
+        let webhook = findings.webhook.as_ref();
+        let advice = match is_webhook && attempts::none_failed(apiserver, webhook) {
+            true => of_encoding(webhook.is_some()),
+            false => of_plugin(plugin).to_owned(),
         };
+        let advice = found_cause(findings).filter(|_| is_webhook).unwrap_or(advice);
         let lately = increase.map(|(lost, _)| lost);
         causes.push(Cause { lost, lately, ..Cause::new(Kind::Lost, place, what, advice) });
     }

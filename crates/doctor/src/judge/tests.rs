@@ -726,6 +726,46 @@ fn the_remedy_names_the_cause_that_doctor_has_found() {
     assert!(judge(&found).advice.contains("the right CA"), "{:?}", judge(&found));
 }
 
+/// Method: kube-apiserver has lost 102 events within the interval, or before it. Its POSTs to the
+/// webhook, to itself or to an admission webhook have failed, before the interval or within it. The
+/// address of the webhook is known, or a guess.
+#[test]
+fn a_batch_that_kube_apiserver_could_not_encode_is_told_apart_from_one_that_it_could_not_send() {
+    let lost = lost_by("webhook", 102);
+    let [to_relay, to_itself, to_admission] =
+        ["relay.example", "[::1]:6443", "admission.example"].map(|host| posts("503", host, 5));
+    // The metrics of requests are missing, as in a selection of a managed service.
+    let none =
+        ["relay.example", "[::1]:6443"].map(|host| posts("200", host, 0).replace(" 0", " -"));
+    let none = none.each_ref().map(String::as_str);
+    for (webhook, words) in [
+        (
+            Some(Address::new("relay.example", true)),
+            "doctor has found a cause: none of its attempts",
+        ),
+        (None, "or, more likely, could not encode a batch"),
+    ] {
+        let is_named = |before: &[&str], now: &[&str]| {
+            let now: Vec<&str> = now.iter().copied().chain([lost.as_str()]).collect();
+            let mut found = findings(&[before, &now], &[NONE, NONE]);
+            found.webhook = webhook.clone();
+            let verdict = judge(&found);
+            assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 102), "{verdict:?}");
+            assert!(verdict.advice.contains("can't marshal"), "{verdict:?}");
+            verdict.advice.contains(words)
+        };
+        assert!(is_named(NONE, NONE));
+        assert!(!is_named(NONE, &[&to_relay]), "attempts failed with the loss");
+        assert!(is_named(&[&to_relay], &[&to_relay]), "they failed before it");
+        assert!(!is_named(&[&to_relay, &lost], &[&to_relay]), "they may have caused it");
+        assert!(is_named(&[&lost], NONE), "none has ever failed");
+        assert!(is_named(NONE, &[&to_itself]));
+        // Without the address, this host may be the webhook.
+        assert_eq!(is_named(NONE, &[&to_admission]), webhook.is_some());
+        assert!(!is_named(&none, &none), "there may have been any number of attempts");
+    }
+}
+
 #[test]
 fn a_loss_does_not_hide_what_is_unknown_beside_it() {
     let lost = ["/outputs/0/lost_events 5", "/outputs/0/delivered_events 95"];
