@@ -208,7 +208,9 @@ fn requests(body: &File) -> Pass {
     let config = config::read(CONFIG, outputs::TYPES).config.expect("a valid config");
     let telemetry = Arc::new(Telemetry::new());
     let (queue, mut cursor) = opened(&config.queue, &telemetry);
-    let gate = Arc::new(Gate::new(&config.limits, &config.queue, queue, &telemetry));
+    let letters = DeadLetters::new(&telemetry);
+    let gate = Gate::new(&config.limits, &config.queue, queue, letters.clone(), &telemetry);
+    let gate = Arc::new(gate);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let of = &config.listeners[0];
     let socket = runtime.block_on(tokio::net::TcpListener::bind(of.address)).unwrap();
@@ -284,7 +286,7 @@ fn deliver(settings: &str, body: &File) -> Pass {
     }
     let is_http = settings.contains("http");
     runtime.spawn(output.run(HandOver::begin(cursor), Orders::default()));
-    let (split, ends) = audit::decode_keeping_list(&mut list).expect("a list");
+    let (split, ends) = audit::scan_keeping_list(&mut list).expect("a list");
     let keeps = queue.keeps_list(list.len());
     if let (false, Some(ends)) = (keeps, &ends) {
         ends.end_lines(&mut list[split.lines.clone()]);

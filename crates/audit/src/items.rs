@@ -86,8 +86,8 @@ impl Items {
     ///
     /// # Errors
     ///
-    /// `Some`: the list is not JSON. `None`: the text is not a list of items, or has too much around
-    /// them.
+    /// `Some`: the list is not JSON. `None`: the text is not a list of items, or has too much text
+    /// around them.
     pub fn read(
         &mut self,
         bytes: &[u8],

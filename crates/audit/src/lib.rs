@@ -189,8 +189,8 @@ pub struct Split {
     pub rejected: Rejected,
     /// The number of events in `lines` in which bytes that are not UTF-8 were replaced.
     pub mended: u64,
-    /// The text to which `lines` refers, if it is not the slice: a body becomes longer if bytes that
-    /// are not UTF-8 are replaced. The slice is then unchanged.
+    /// The text to which `lines` refers, if it is not the slice: a body becomes longer if bytes are
+    /// replaced. The slice is then unchanged.
     pub own: Option<Vec<u8>>,
 }
 

@@ -1,9 +1,9 @@
 //! Replaces bytes that are not UTF-8, and marks the events in which that was necessary.
 //!
 //! kube-apiserver writes the body of a patch into its event as the client sent it, so a client can
-//! put any bytes between two quotes. Go's reader of JSON takes such a text, and reads each byte that
-//! is not part of a character as U+FFFD (`unquote` in encoding/json/decode.go). The relay does the
-//! same before a body is split, so that whatever reads the event later sees valid UTF-8.
+//! put any bytes between two quotes. Go's reader of JSON takes such a text, and reads U+FFFD for
+//! each byte that is not part of a character (`unquote` in encoding/json/decode.go). The relay does
+//! the same before a body is split, so that all code that reads the event later sees valid UTF-8.
 
 use crate::{Invalid, Rejected, Split, scan, strict};
 

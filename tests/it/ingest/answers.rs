@@ -937,8 +937,8 @@ fn http_2_requests_share_a_connection_and_a_refusal_harms_no_other() {
     // Stream 1 has sent a part of its body, and waits.
     client.post_head(1, Some(event.len())).unwrap();
     client.frame(h2::DATA, 0, 1, &event[..20]).unwrap();
-    // Six bodies are refused at once, because they are too large and not lists. Together they are larger than a
-    // connection's window, so the relay must give their share of the window back.
+    // Six bodies are refused at once, because they are too large and not lists. Together they are
+    // larger than a connection's window, so the relay must give their share of the window back.
     for stream in (3..27).step_by(4) {
         client.post_head(stream, Some(50_000_000)).unwrap();
         client.frame(h2::DATA, 0, stream, b"text").unwrap();

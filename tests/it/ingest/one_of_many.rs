@@ -222,7 +222,6 @@ fn a_list_above_max_body_loses_only_what_makes_its_largest_events_large() {
             assert!(body.len() > 2 << 20, "{}", body.len());
             let response = match tag {
                 "agent" => {
-                    let length = format!("Transfer-Encoding: chunked\r\n");
                     let mut chunks = Vec::new();
                     for piece in body.chunks(70_001) {
                         chunks.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
@@ -230,7 +229,7 @@ fn a_list_above_max_body_loses_only_what_makes_its_largest_events_large() {
                         chunks.extend_from_slice(b"\r\n");
                     }
                     chunks.extend_from_slice(b"0\r\n\r\n");
-                    post(&relay, &chunks, &length)
+                    post(&relay, &chunks, "Transfer-Encoding: chunked\r\n")
                 }
                 _ => post(&relay, &body, &format!("Content-Length: {}\r\n", body.len())),
             };

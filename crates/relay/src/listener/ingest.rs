@@ -233,7 +233,7 @@ impl Batch<'_> {
         self.read(gathered, 0).await
     }
 
-    /// Accepts the complete items in `begun`, the beginning of a list that does not fit into memory.
+    /// Accepts the complete items in `begun`, the beginning of a list that is too large for memory.
     /// The events of the rest are taken one by one.
     async fn continue_by_pieces(&mut self, begun: Buffer) -> Result<(), Refusal> {
         let (max, pool) = (self.max, Arc::clone(&self.shared.pool));
@@ -282,8 +282,8 @@ impl Batch<'_> {
         }
     }
 
-    /// Appends the lines so far to the queue. A full queue is asked again only if a part of the list
-    /// is in it, because the sender would send all of the list again.
+    /// Appends the lines so far to the queue. A full queue is asked again only if it has a part of
+    /// the list already, because the sender would send all of the list again.
     async fn append_pieces(&mut self) -> Result<(), Refusal> {
         let held = self.pieces.as_ref().map_or(0, |pieces| pieces.held());
         if self.shared.queue.admits(held as u64).is_err() {
@@ -440,6 +440,7 @@ fn too_late(acknowledge: Acknowledge) -> Refusal {
 }
 
 /// A body that was in memory as a whole.
+#[allow(clippy::large_enum_variant, reason = "nearly all values are of the large variant")]
 enum Decoded {
     /// The lines of the body, samples of them for the volume by cause, and the notes.
     Whole(Append, Seen, Notes),

@@ -218,8 +218,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// Trims the longest lines, until they are shorter by `missing` bytes in all. Returns `false` if
-    /// no line can be made shorter.
+    /// Trims the longest lines, until all together are shorter by `missing` bytes. Returns `false`
+    /// if no line can be made shorter.
     pub(super) fn trim(&mut self, missing: usize) -> bool {
         let wanted = trimmed_bytes(self.max);
         let starts = std::iter::once(0).chain(self.ends.iter().copied());

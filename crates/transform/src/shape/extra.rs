@@ -1,7 +1,7 @@
 //! The members `extra` of the users of an event.
 //!
-//! A client that may impersonate chooses the names in `extra`, by its headers `Impersonate-Extra-…`:
-//! none at all, `a` beside `a.b`, or a thousand. A store that makes a field of each name refuses
+//! A client that may impersonate chooses the names in `extra` by its headers `Impersonate-Extra-…`:
+//! an empty one, `a` beside `a.b`, or a thousand. A store that makes a field of each name refuses
 //! such an event, or each event after it. Only names of authenticators that are in use therefore
 //! stay names; all other members are in one string, [`OTHER`].
 
@@ -14,8 +14,8 @@ use audit::scan::Member;
 /// The name of the member that holds all members with other names, as the text of a JSON object.
 const OTHER: &[u8] = b"other";
 
-/// The names of Kubernetes, OpenShift, EKS, GKE and AKS, and `reason`, with which people say why they
-/// impersonate somebody. No name is the beginning of another one up to a dot, and none is [`OTHER`].
+/// The names of Kubernetes, OpenShift, EKS, GKE and AKS, and `reason`, in which people say why they
+/// impersonate somebody. No name is another one up to one of its dots, and none is [`OTHER`].
 const KNOWN: [&[u8]; 16] = [
     b"accessKeyId",
     b"arn",
