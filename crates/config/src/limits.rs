@@ -47,7 +47,8 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Limits {
             "max_body",
             256 * MIB,
             KIB..,
-            "maximum size of a request body, both as sent and after decompression; above it: 413. \
+            "maximum bytes of a request body in memory, after decompression; a larger list is read \
+             event by event, and its largest events are trimmed; above it, anything else gets 413. \
              The effective limit is the smallest of this, `max_in_flight` and `queue.max_bytes` / \
              2 (with a queue in memory: `queue.max_bytes` - 256)",
         ),

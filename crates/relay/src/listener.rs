@@ -7,7 +7,7 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `answer` `buffer` `policy` `sender` `token` | answers · the memory of bodies · what the config says of all listeners · refused senders in the log · the bearer token |
-//! | 2 | `connection` `handshake` `in_flight` `settings` | phases and deadlines · TLS · bytes in flight · what the config says of one listener |
+//! | 2 | `connection` `handshake` `in_flight` `pieces` `settings` | phases and deadlines · TLS · bytes in flight · a list that is larger than memory · what the config says of one listener |
 //! | 3 | `terms` | what requests share |
 //! | 4 | `gate` `upload` | the limits of all listeners · a body that arrives |
 //! | 5 | `auth` `head` `ingest` | who may send requests · which heads are those of a batch · the answer to a body |

@@ -16,13 +16,14 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `path` `text` `signs` `ambiguous` | steps to values · escapes · what an event certainly lacks · keys that stand twice |
-//! | 2 | `walk` `rule` `named` | which bytes are cut out or replaced · the rules of the config · credentials with a telling name |
-//! | 3 | `annotate` `web_token` `command` | annotations that are added · JSON Web Tokens · credentials in a command |
-//! | 4 | `uri` | credentials in a URI |
-//! | 5 | `look` | whether an event must be read at all |
-//! | 6 | `redaction` | which values must not leave |
-//! | 7 | `cut` | how an event becomes small that is too large without its bodies |
+//! | 1 | `text` `signs` `ambiguous` | escapes · what an event certainly lacks · keys that stand twice |
+//! | 2 | `path` | steps to values, and which annotations are kube-apiserver's |
+//! | 3 | `walk` `rule` `named` | which bytes are cut out or replaced · the rules of the config · credentials with a telling name |
+//! | 4 | `annotate` `web_token` `command` | annotations that are added · JSON Web Tokens · credentials in a command |
+//! | 5 | `uri` | credentials in a URI |
+//! | 6 | `look` | whether an event must be read at all |
+//! | 7 | `redaction` | which values must not leave |
+//! | 8 | `cut` | how an event becomes small that is too large without its bodies |
 
 use std::sync::LazyLock;
 
@@ -53,7 +54,7 @@ pub use rule::Rule;
 use annotate::{Addition, TRUNCATED};
 use look::Look;
 use redaction::{Bodies, Plan};
-use walk::{Edit, Removal, Walk, Why, Wish};
+use walk::{Edit, Removal, Walk, Why, Wish, write};
 
 /// The changes that [`apply`] makes to one event.
 #[derive(Debug, Clone, Copy, Default)]
@@ -496,16 +497,6 @@ fn length(event: &[u8], edits: &[Edit]) -> usize {
     let removed: usize = edits.iter().map(|edit| edit.place.len()).sum();
     let added: usize = edits.iter().map(|edit| edit.with.len()).sum();
     event.len() + added - removed
-}
-
-fn write(event: &[u8], edits: &[Edit], out: &mut Vec<u8>) {
-    let mut at = 0;
-    for Edit { place, with } in edits {
-        out.extend_from_slice(event.get(at..place.start).unwrap_or_default());
-        out.extend_from_slice(with);
-        at = place.end;
-    }
-    out.extend_from_slice(event.get(at..).unwrap_or_default());
 }
 
 #[cfg(test)]

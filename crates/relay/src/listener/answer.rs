@@ -9,6 +9,7 @@ use http_body_util::Full;
 use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode, header};
 
+use audit::Rejected;
 use queue::Refused;
 use telemetry::Rejection;
 
@@ -18,6 +19,17 @@ pub(super) struct Answer {
     pub(super) response: Response<Body>,
     /// The refusal that `response` reports; `None` if the request was accepted.
     pub(super) refusal: Option<Refusal>,
+}
+
+/// The facts about the events of a body, besides their number.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// The items that are not audit events.
+    pub(super) rejected: Rejected,
+    /// The number of events in which bytes that are not UTF-8 were replaced.
+    pub(super) mended: u64,
+    /// The number of events that were trimmed, because the body does not fit into memory.
+    pub(super) trimmed: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]

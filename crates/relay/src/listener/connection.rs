@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-use super::ingest::Notes;
+use super::answer::Notes;
 use super::sender::Sender;
 use audit::RejectedItem;
 use base::lock::lock;

@@ -15,14 +15,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer;
-use super::answer::{Answer, Refusal};
+use super::answer::{Answer, Notes, Refusal};
 use super::buffer::Buffer;
 use super::in_flight::Reservation;
 use super::pieces::{Pieces, Unfit};
 use super::policy::Policy;
 use super::terms::{DECODING_KIB, Shared, Terms};
 use super::upload::{Arriving, Upload};
-use audit::{Invalid, Isa, LIST_HEAD, Rejected, Split};
+use audit::{Invalid, Isa, LIST_HEAD, Split};
 use config::Acknowledge;
 use queue::{Append, Held, Refused, Ticket};
 use telemetry::Rejection;
@@ -50,17 +50,6 @@ const PIECE_BYTES: usize = 1024 * 1024;
 
 /// The pause before the queue is asked again for room for the rest of a list.
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
-
-/// The facts about the events of a body, besides their number.
-#[derive(Debug, Default)]
-pub(super) struct Notes {
-    /// The items that are not audit events.
-    pub(super) rejected: Rejected,
-    /// The number of events in which bytes that are not UTF-8 were replaced.
-    pub(super) mended: u64,
-    /// The number of events that were trimmed, because the body does not fit into memory.
-    pub(super) trimmed: u64,
-}
 
 /// Turns a body into an answer, in these steps:
 ///

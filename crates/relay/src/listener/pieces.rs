@@ -20,8 +20,8 @@ use queue::Append;
 use transform::redact;
 use transform::redact::Change;
 
+use super::answer::Notes;
 use super::buffer::{Buffer, Pool};
-use super::ingest::Notes;
 
 /// The annotation with which kube-apiserver marks the events that it truncates.
 const TRUNCATED: &str = "audit.k8s.io/truncated";

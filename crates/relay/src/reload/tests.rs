@@ -825,8 +825,9 @@ async fn the_token_of_taps_the_dead_letters_and_the_volume_follow_the_config() {
     assert_eq!(relay.get("/tap").await.0, 401);
     assert_ne!(relay.get("/status/volume").await.1, off);
     // Each of these members keeps 128 bytes if the event is cut.
-    let names = ["level", "verb", "user", "userAgent", "requestURI", "objectRef", "sourceIPs"];
-    let long = names.map(|name| format!("\"{name}\":\"{}\"", "x".repeat(6 << 10)));
+    let names = "level verb user impersonatedUser userAgent requestURI objectRef sourceIPs stage";
+    let long: Vec<_> =
+        names.split(' ').map(|name| format!("\"{name}\":\"{}\"", "x".repeat(6 << 10))).collect();
     let too_large = Bytes::from(format!("{{{}}}\n", long.join(",")));
     let batch = Append { lines: too_large, events: 1, levels: LevelCounts::default(), list: None };
     let _ticket = relay.parts.queue.append(batch).expect("there is room");

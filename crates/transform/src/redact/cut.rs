@@ -24,8 +24,8 @@ use memchr::memmem;
 
 use super::annotate::{Annotations, TRUNCATED};
 use super::path::is_of_admission;
-use super::walk::{Edit, children, place};
-use super::{text, write};
+use super::text;
+use super::walk::{Edit, children, place, write};
 use audit::scan;
 
 /// The least number of bytes to which the first way cuts a string. Timestamps, verbs and most names

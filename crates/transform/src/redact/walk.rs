@@ -88,6 +88,17 @@ pub(super) struct Edit {
     pub(super) with: Cow<'static, [u8]>,
 }
 
+/// Appends the event with these edits, which are sorted by their positions, to `out`.
+pub(super) fn write(event: &[u8], edits: &[Edit], out: &mut Vec<u8>) {
+    let mut at = 0;
+    for Edit { place, with } in edits {
+        out.extend_from_slice(event.get(at..place.start).unwrap_or_default());
+        out.extend_from_slice(with);
+        at = place.end;
+    }
+    out.extend_from_slice(event.get(at..).unwrap_or_default());
+}
+
 /// A value that needs this many edits or more is dropped as a whole, because an edit can take more
 /// memory than the text that it replaces. Example: a list of 131,072 objects with one secret each.
 pub(super) const EDITS_MAX: usize = 1 << 17;

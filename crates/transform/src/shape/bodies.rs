@@ -4,9 +4,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::Bodies;
-use super::extra;
 use super::json::{Object, place, write_string};
+use super::{Bodies, extra};
 use audit::scan;
 use audit::scan::Member;
 
