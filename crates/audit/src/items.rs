@@ -5,6 +5,7 @@
 //! alone tell where an item ends, so the caller decodes each item, and the envelope at the end.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::scan::{Member, members};
 use crate::{Invalid, decode};
@@ -146,36 +147,22 @@ impl Items {
     /// string keeps its beginning. `start` is the offset in `item` at which the open item begins.
     /// Returns `false` if that would free nothing.
     pub fn leave_member_out(&mut self, item: &mut Vec<u8>, start: usize) -> bool {
-        if self.at != At::Nested || item.get(start) != Some(&b'{') {
+        let text = item.get(start..).unwrap_or_default();
+        if self.at != At::Nested {
             return false;
         }
-        let text = item.get(start..).unwrap_or_default();
-        let longest = members(text).max_by_key(|member| member.value.len());
-        let Some(Member { key, value, .. }) = longest.filter(|it| it.value.len() > KEPT_BYTES + 12)
-        else {
-            return false;
+        let Some(Cut { name, value, marker }) = longest(text) else { return false };
+        let is_open = start + value.start >= self.member;
+        let cut = match marker {
+            _ if !marker.is_empty() => start + value.start..start + value.end,
+            _ if is_open => self.member..start + value.end,
+            _ => start + name.start..start + name.end,
         };
-        let offset = |part: &[u8]| part.as_ptr() as usize - item.as_ptr() as usize;
-        let (name, from, to) = (offset(key) - 1, offset(value), offset(value) + value.len());
-        let is_open = from >= self.member;
-        let beginning = beginning(value);
-        let cut = match beginning {
-            Some(kept) => from + kept..to,
-            None if is_open => self.member..to,
-            None => {
-                name..to
-                    + item
-                        .get(to..)
-                        .and_then(|rest| memchr::memchr(b',', rest))
-                        .map_or(0, |at| at + 1)
-            }
-        };
-        let marker = if beginning.is_some() { "…\"".as_bytes() } else { b"" };
         let freed = cut.len() - marker.len();
         item.splice(cut, marker.iter().copied());
         if is_open {
             // With a beginning of it, the comma behind the member stays.
-            self.first = if beginning.is_some() { 0 } else { self.first };
+            self.first = if marker.is_empty() { self.first } else { 0 };
             self.skips = true;
         } else {
             self.member -= freed;
@@ -313,28 +300,84 @@ impl Items {
     }
 }
 
-/// Returns how many bytes of a value stay if the value is a string: its quote and at most
-/// [`KEPT_BYTES`], without a part of an escape or of a character. `None` for other values.
-fn beginning(value: &[u8]) -> Option<usize> {
-    let mut end = usize::from(value.first() == Some(&b'"'));
-    if end == 0 {
+/// The longest member of an event, which may be incomplete.
+struct Cut {
+    /// The member, up to the comma behind it, if there is one.
+    name: Range<usize>,
+    /// The bytes of the value that go. A string keeps its beginning.
+    value: Range<usize>,
+    /// The bytes that take their place; empty if the whole member goes.
+    marker: &'static [u8],
+}
+
+/// Finds the longest member of `event`, if it is long enough to be cut.
+fn longest(event: &[u8]) -> Option<Cut> {
+    if event.first() != Some(&b'{') {
         return None;
     }
-    while end <= KEPT_BYTES {
-        end += match (value.get(end)?, value.get(end + 1)) {
-            (b'\\', Some(b'u')) => 6,
-            (b'\\', _) => 2,
-            _ => 1,
-        };
+    let Member { key, value, .. } = members(event).max_by_key(|member| member.value.len())?;
+    if value.len() <= KEPT_BYTES + 12 {
+        return None;
     }
-    while value.get(end).is_some_and(|byte| byte & 0xc0 == 0x80) {
-        end -= 1;
-    }
-    // The first half of a surrogate pair would be alone before the cut.
-    let is_first = |text: &[u8]| {
-        matches!(text, [b'\\', b'u', b'd' | b'D', b'8' | b'9' | b'a' | b'b' | b'A' | b'B', ..])
+    let offset = |part: &[u8]| part.as_ptr() as usize - event.as_ptr() as usize;
+    let (from, to) = (offset(value), offset(value) + value.len());
+    let comma = event.get(to..).and_then(|rest| memchr::memchr(b',', rest));
+    let name = offset(key) - 1..comma.map_or(to, |at| to + at + 1);
+    let (from, marker) = match beginning(value) {
+        Some(kept) => (from + kept, "…\"".as_bytes()),
+        None => (from, &b""[..]),
     };
-    Some(if value.get(end - 6..end).is_some_and(is_first) { end - 6 } else { end })
+    Some(Cut { name, value: from..to, marker })
+}
+
+/// Cuts the longest members of a complete event until it has at most `max` bytes, and appends it to
+/// `out`. A member that is a string keeps its beginning. Returns `false` if the event cannot be
+/// made as short as that.
+pub fn shorten(event: &[u8], max: usize, out: &mut Vec<u8>) -> bool {
+    let start = out.len();
+    let put = |out: &mut Vec<u8>, event: &[u8], cut: Range<usize>, marker: &[u8]| {
+        out.extend_from_slice(event.get(..cut.start).unwrap_or_default());
+        out.extend_from_slice(marker);
+        out.extend_from_slice(event.get(cut.end..).unwrap_or_default());
+    };
+    let whole = |event: &[u8], Cut { name, value, marker }: Cut| {
+        let is_last = event.get(..name.end).is_some_and(|text| text.last() != Some(&b','));
+        match (marker.is_empty(), is_last) {
+            (false, _) => (value, marker),
+            (true, false) => (name, marker),
+            // Without a comma behind it, the comma before the member goes with it.
+            (true, true) => {
+                let before = event.get(..name.start).and_then(|text| memchr::memrchr(b',', text));
+                (before.unwrap_or(name.start)..name.end, marker)
+            }
+        }
+    };
+    let Some(cut) = longest(event) else { return false };
+    let (range, marker) = whole(event, cut);
+    put(out, event, range, marker);
+    while out.len() - start > max {
+        let text = out.split_off(start);
+        let Some(cut) = longest(&text) else {
+            out.extend_from_slice(&text);
+            return false;
+        };
+        let (range, marker) = whole(&text, cut);
+        put(out, &text, range, marker);
+    }
+    true
+}
+
+/// Returns how many bytes of a value stay if the value is a string: its quote and at most
+/// [`KEPT_BYTES`]. `None` for other values.
+///
+/// The string ends behind a whole parameter of a URI, or behind a word: what is left of a token or
+/// of a password would not be recognised as one when the event is redacted.
+fn beginning(value: &[u8]) -> Option<usize> {
+    let text = value.strip_prefix(b"\"")?;
+    let text = text.get(..KEPT_BYTES.min(text.len()))?;
+    let plain = text.iter().rposition(|byte| matches!(byte, b'&' | b'?' | b' '));
+    let escaped = memchr::memmem::rfind(text, br"\u0026").map(|at| at + br"\u0026".len() - 1);
+    Some(plain.max(escaped).map_or(1, |at| at + 2))
 }
 
 #[cfg(test)]
@@ -439,30 +482,52 @@ mod tests {
         }
     }
 
-    /// Method: a string of each kind of character is cut at each offset from the limit, while it
-    /// arrives and when a later member has begun.
+    /// Method: a long string is cut while it arrives, and when a later member has begun.
     #[test]
-    fn a_string_that_is_left_out_keeps_a_valid_beginning() {
-        for part in
-            ["a", "é", "€", "😀", r"\n", r"\u003c", r"\ud83d\ude00", r#"a\"😀\ud83d\ude00é"#]
-        {
-            for before in 0..12 {
-                let value = format!("{}{}", "x".repeat(before), part.repeat(2 * KEPT_BYTES));
-                let event = format!(r#"{{"a":1,"uri":"{value}","b":22}}"#);
-                let list = [crate::LIST_HEAD, event.as_bytes(), b"]}"].concat();
-                for missing in [20, 2] {
-                    let (mut items, mut item) = (Items::default(), Vec::new());
-                    let end = crate::LIST_HEAD.len() + event.len() - missing;
-                    items.read(&list[..end], &mut item).unwrap();
-                    assert!(items.leave_member_out(&mut item, 0), "{part}");
-                    items.read(&list[end..], &mut item).unwrap();
-                    let kept: serde_json::Value = serde_json::from_slice(&item).expect(part);
-                    let uri = kept["uri"].as_str().unwrap().strip_suffix('…').unwrap();
-                    let whole: String = serde_json::from_str(&format!("\"{value}\"")).unwrap();
-                    assert!(whole.starts_with(uri) && item.len() > KEPT_BYTES - 12, "{part}");
-                    assert_eq!((&kept["a"], &kept["b"]), (&1.into(), &22.into()));
-                }
+    fn a_string_that_is_left_out_keeps_its_whole_parameters_and_words() {
+        for (begins, kept) in [
+            ("/x?", "/x?"),
+            (r"/x?a=1\u0026b=2\u0026token=", r"/x?a=1\u0026b=2\u0026"),
+            ("/x?a=1&token=", "/x?a=1&"),
+            ("curl 8 ", "curl 8 "),
+            ("", ""),
+            (r"caf\u00e9 \ud83d", r"caf\u00e9 "),
+        ] {
+            let value = format!("{begins}{}", r"é\u003c\ude00x".repeat(2 * KEPT_BYTES));
+            let event = format!(r#"{{"a":1,"uri":"{value}","b":22}}"#);
+            let expected = format!(r#"{{"a":1,"uri":"{kept}…","b":22}}"#);
+            let list = [crate::LIST_HEAD, event.as_bytes(), b"]}"].concat();
+            for missing in [20, 2] {
+                let (mut items, mut item) = (Items::default(), Vec::new());
+                let end = crate::LIST_HEAD.len() + event.len() - missing;
+                items.read(&list[..end], &mut item).unwrap();
+                assert!(items.leave_member_out(&mut item, 0), "{begins}");
+                items.read(&list[end..], &mut item).unwrap();
+                assert_eq!(String::from_utf8(item).as_deref(), Ok(&*expected), "{missing}");
             }
+            let mut out = b"before".to_vec();
+            assert!(shorten(event.as_bytes(), 200, &mut out));
+            assert_eq!(out, [b"before", expected.as_bytes()].concat());
         }
+    }
+
+    #[test]
+    fn the_longest_members_of_an_event_go_until_it_is_short_enough() {
+        let long = |count: usize| format!("[{}0]", "1,".repeat(count));
+        let event =
+            format!(r#"{{"a":{},"b":7,"c":{}, "d":{}}}"#, long(2000), long(4000), long(3000));
+        for (max, expected) in [
+            (12_000, format!(r#"{{"a":{},"b":7, "d":{}}}"#, long(2000), long(3000))),
+            (6_000, format!(r#"{{"a":{},"b":7}}"#, long(2000))),
+            (3_000, r#"{"b":7}"#.to_owned()),
+        ] {
+            let mut out = Vec::new();
+            assert!(shorten(event.as_bytes(), max, &mut out), "{max}");
+            assert_eq!(String::from_utf8(out), Ok(expected));
+        }
+        let mut out = Vec::new();
+        assert!(!shorten(event.as_bytes(), 5, &mut out));
+        assert_eq!(out, br#"{"b":7}"#);
+        assert!(!shorten(br#"{"b":7}"#, 5, &mut out));
     }
 }

@@ -38,7 +38,7 @@ pub mod time;
 pub mod wrapping;
 
 pub use fast::Isa;
-pub use items::{Ended, Items};
+pub use items::{Ended, Items, shorten};
 pub use list::{Events, ListEnds, separate};
 pub use mend::{NOT_UTF8, annotate};
 

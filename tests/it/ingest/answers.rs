@@ -998,7 +998,7 @@ mod peers {
         // curl 7.88 treats RST_STREAM(NO_ERROR) as a failure, so no body here is refused at once.
         // The first body is too large only after decompression. The second one is read, and refused
         // for its content.
-        let bomb = file("bomb", &gzip(&vec![b' '; 20 * MIB]));
+        let bomb = file("bomb", &gzip(&vec![b'x'; 20 * MIB]));
         let invalid = file("invalid", &padded(MIB).split_off(1));
         let url = |path: &str| format!("http://{}{path}", relay.address());
         let (good, other) = (url("/audit"), url("/other"));

@@ -29,8 +29,11 @@ use telemetry::Rejection;
 use transform::volume::{Seen, Volume};
 
 /// The number of compressed bytes that are decompressed in one step. At gzip's best compression
-/// ratio, 1032, one step gives about 4 MiB of output.
-const GZIP_STEP: usize = 4 * 1024;
+/// ratio, 1032, one step gives about 1 MiB of output.
+const GZIP_STEP: usize = 1024;
+
+/// The capacity in bytes that stays for the output of the next step.
+const GZIP_KEPT: usize = 64 * 1024;
 
 /// The number of bytes by which a gzip body may be larger than twice its decompressed content. Only
 /// a body with much gzip data without content, such as empty gzip members, exceeds this limit.
@@ -48,8 +51,8 @@ const LIST_MIN: usize = 32 * 1024;
 /// The number of bytes of a list that are read in one step on a thread for blocking work.
 const PIECE_BYTES: usize = 1024 * 1024;
 
-/// The pause before the queue is asked again for room for the rest of a list.
-const ROOM_PAUSE: Duration = Duration::from_millis(100);
+/// The pause before room is looked for again, for the rest of a list of which a part is accepted.
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
 /// Turns a body into an answer, in these steps:
 ///
@@ -171,10 +174,7 @@ impl Batch<'_> {
         let mut ticket = loop {
             match self.shared.queue.append_holding(append.clone(), share.clone()) {
                 Err(Refused::Full) if waits_for_room && Instant::now() < deadline => {
-                    let pause = tokio::time::sleep(ROOM_PAUSE);
-                    if self.shared.cut.run_until_cancelled(pause).await.is_none() {
-                        return Err(Refusal::shutting_down());
-                    }
+                    self.pause().await?;
                 }
                 appended => break appended?,
             }
@@ -246,15 +246,32 @@ impl Batch<'_> {
             if self.pieces.as_ref().is_some_and(|pieces| pieces.is_full()) {
                 self.append_pieces().await?;
             }
-            let held = |pieces: &Option<Box<Pieces>>| {
-                others + pieces.as_ref().map_or(0, |pieces| pieces.held())
-            };
-            if self.share.set(held(&self.pieces)).is_err() {
+            if self.hold(others).await.is_err() {
                 self.trim_all().await?;
-                self.share.set(held(&self.pieces))?;
+                self.hold(others).await?;
             }
         }
         Ok(())
+    }
+
+    /// Counts the bytes of the list that are in memory, and `others`. If a part of the list is in
+    /// the queue, this waits for room, because the queue may hold the part a moment longer.
+    async fn hold(&mut self, others: usize) -> Result<(), Refusal> {
+        // A step that has filled the memory may have read a little more.
+        let held = self.pieces.as_ref().map_or(0, |pieces| pieces.held().min(self.max));
+        let deadline = Instant::now() + self.policy.queue.delivered_timeout;
+        loop {
+            match self.share.set(others + held) {
+                Err(_) if self.events > 0 && Instant::now() < deadline => self.pause().await?,
+                counted => return counted,
+            }
+        }
+    }
+
+    /// Waits for a moment, until there may be room.
+    async fn pause(&self) -> Result<(), Refusal> {
+        let pause = self.shared.cut.run_until_cancelled(tokio::time::sleep(ROOM_PAUSE));
+        pause.await.ok_or_else(Refusal::shutting_down)
     }
 
     /// Takes the rest of the list whose events are taken one by one.
@@ -278,12 +295,16 @@ impl Batch<'_> {
         if self.shared.queue.admits(held as u64).is_err() {
             self.trim_all().await?;
         }
-        let Some(append) = self.pieces.as_mut().and_then(|pieces| pieces.take()) else {
-            return Ok(());
-        };
-        let mut seen = Seen::default();
-        self.shared.volume.look(&append.lines, None, append.events, &mut seen);
-        self.append(append, seen, self.events > 0).await
+        let volume = Arc::clone(&self.shared.volume);
+        let taken = self.off_thread(move |pieces| {
+            let (append, mut seen) = (pieces.take()?, Seen::default());
+            volume.look(&append.lines, None, append.events, &mut seen);
+            Some((append, seen))
+        });
+        match taken.await? {
+            Some((append, seen)) => self.append(append, seen, self.events > 0).await,
+            None => Ok(()),
+        }
     }
 
     /// Trims all large events of a list that is above `max_body`, because there is less room for it
@@ -358,6 +379,8 @@ impl Batch<'_> {
                 }
                 self.add(bytes, &mut whole, None).await?;
                 bytes.clear();
+                // No limit counts this memory, and one step can take megabytes of it.
+                bytes.shrink_to(GZIP_KEPT);
                 tokio::task::consume_budget().await;
             }
         }

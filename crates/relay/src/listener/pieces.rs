@@ -26,6 +26,9 @@ use super::buffer::{Buffer, Pool};
 /// The annotation with which kube-apiserver marks the events that it truncates.
 const TRUNCATED: &str = "audit.k8s.io/truncated";
 
+/// The room in bytes for that annotation, and for a line break.
+const MARK_BYTES: usize = 64;
+
 /// The size in bytes to which a line is trimmed: so many of them fit, for a batch of
 /// kube-apiserver's default, 400 events.
 fn trimmed_bytes(max: usize) -> usize {
@@ -261,12 +264,26 @@ impl Pieces {
     }
 }
 
-/// Appends the event of a line to `out`, trimmed to `max` bytes with its line break.
+/// Appends the event of a line to `out`, trimmed to `max` bytes with its line break. Nothing is
+/// appended if it can't be trimmed.
+///
+/// An event of megabytes is nearly always one long member. To cut it takes one look at the event,
+/// where the rules of `max_event_bytes` take several.
 fn trim_line(line: &[u8], max: usize, out: &mut Vec<u8>) {
-    let mut reader = Reader::of(Events::of(line, None));
-    let Some(event) = reader.advance() else { return };
-    let change = Change { event_bytes_max: Some(max - 1), ..Change::default() };
-    redact::apply(event, reader.request(), reader.known(), &change, out);
+    let Some((_, event)) = line.split_last() else { return };
+    let mut short = Vec::new();
+    let is_short = audit::shorten(event, max - MARK_BYTES, &mut short);
+    if !short.is_empty() {
+        audit::annotate(&short, TRUNCATED, out);
+    }
+    if !is_short {
+        let rest = if out.is_empty() { line.to_vec() } else { [out, &b"\n"[..]].concat() };
+        out.clear();
+        let mut reader = Reader::of(Events::of(&rest, None));
+        let Some(event) = reader.advance() else { return };
+        let change = Change { event_bytes_max: Some(max - 1), ..Change::default() };
+        redact::apply(event, reader.request(), reader.known(), &change, out);
+    }
     if !out.is_empty() {
         out.push(b'\n');
     }
