@@ -122,17 +122,15 @@ impl Rejected {
     /// Adds the items of `other`, within the same limits.
     pub fn append(&mut self, other: Self) {
         self.count += other.count;
-        let mut room = Self::BYTES_MAX;
-        for item in &self.first {
-            room = room.saturating_sub(item.text.len());
+        if self.first.len() == Self::ITEMS_MAX {
+            return;
         }
-        for item in other.first {
-            if self.first.len() == Self::ITEMS_MAX || item.text.len() > room {
-                break;
-            }
-            room -= item.text.len();
-            self.first.push(item);
-        }
+        let mut held: usize = self.first.iter().map(|item| item.text.len()).sum();
+        let room = Self::ITEMS_MAX - self.first.len();
+        self.first.extend(other.first.into_iter().take(room).take_while(|item| {
+            held += item.text.len();
+            held <= Self::BYTES_MAX
+        }));
     }
 
     /// Returns a message about the items, for the log; `None` if there are none.

@@ -129,7 +129,7 @@ impl Batch<'_> {
     async fn take_whole(&mut self, whole: Buffer) -> Result<Notes, Refusal> {
         let keeps_list = whole.len() >= LIST_MIN && self.shared.queue.keeps_list(whole.len());
         let decoded = match whole.len() {
-            ..=INLINE_MAX => decode(whole, keeps_list, &self.shared.volume)?,
+            ..=INLINE_MAX => decode(whole, keeps_list, self.max, &self.shared.volume)?,
             _ => self.decode_off_thread(whole, keeps_list).await?,
         };
         match decoded {
@@ -236,9 +236,9 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Reads a part of the list whose events are taken one by one. `others` is the number of bytes
-    /// of the body that are in memory besides.
-    async fn read(&mut self, mut bytes: Bytes, others: usize) -> Result<(), Refusal> {
+    /// Reads a part of the list whose events are taken one by one. `received` is the number of bytes
+    /// of the body that are in memory too, which the permits of its decoding bound.
+    async fn read(&mut self, mut bytes: Bytes, received: usize) -> Result<(), Refusal> {
         while !bytes.is_empty() {
             let part = bytes.clone();
             let read = self.off_thread(move |pieces| pieces.read(&part)).await?;
@@ -246,22 +246,23 @@ impl Batch<'_> {
             if self.pieces.as_ref().is_some_and(|pieces| pieces.is_full()) {
                 self.append_pieces().await?;
             }
-            if self.hold(others).await.is_err() {
+            if self.hold(received).await.is_err() {
                 self.trim_all().await?;
-                self.hold(others).await?;
+                self.hold(received).await?;
             }
         }
         Ok(())
     }
 
-    /// Counts the bytes of the list that are in memory, and `others`. If a part of the list is in
-    /// the queue, this waits for room, because the queue may hold the part a moment longer.
-    async fn hold(&mut self, others: usize) -> Result<(), Refusal> {
+    /// Counts the bytes of the list that are in memory: those of its lines or, if there are more of
+    /// them, the `received` ones. If a part of the list is in the queue, this waits for room,
+    /// because the queue may hold the part a moment longer.
+    async fn hold(&mut self, received: usize) -> Result<(), Refusal> {
         // A step that has filled the memory may have read a little more.
         let held = self.pieces.as_ref().map_or(0, |pieces| pieces.held().min(self.max));
         let deadline = Instant::now() + self.policy.queue.delivered_timeout;
         loop {
-            match self.share.set(others + held) {
+            match self.share.set(held.max(received)) {
                 Err(_) if self.events > 0 && Instant::now() < deadline => self.pause().await?,
                 counted => return counted,
             }
@@ -403,6 +404,7 @@ impl Batch<'_> {
     ) -> Result<Decoded, Refusal> {
         let (decoding, volume) =
             (Arc::clone(&self.shared.decoding), Arc::clone(&self.shared.volume));
+        let max_body = self.max;
         let kib = u32::try_from(body.len() / 1024).unwrap_or(u32::MAX).clamp(1, DECODING_KIB);
         // The bytes count until the body is decoded, also if the request ends before.
         let (in_flight, max) = (&self.shared.in_flight, self.policy.limits.max_in_flight);
@@ -410,7 +412,7 @@ impl Batch<'_> {
         let done = async {
             let turn = decoding.acquire_many_owned(kib).await.ok()?;
             let task = tokio::task::spawn_blocking(move || {
-                let decoded = match decode(body, keeps_list, &volume) {
+                let decoded = match decode(body, keeps_list, max_body, &volume) {
                     Ok(Decoded::ByPieces(body, _)) => Ok(Decoded::ByPieces(body, Some(turn))),
                     decoded => decoded,
                 };
@@ -463,8 +465,14 @@ enum Decoded {
 
 /// Checks and splits a body that is completely in memory.
 ///
-/// If `keeps_list` is `true`, a list of events may stay as it was received ([`Append::list`]).
-fn decode(mut body: Buffer, keeps_list: bool, volume: &Volume) -> Result<Decoded, Invalid> {
+/// If `keeps_list` is `true`, a list of events may stay as it was received ([`Append::list`]). The
+/// lines may have `max` bytes.
+fn decode(
+    mut body: Buffer,
+    keeps_list: bool,
+    max: usize,
+    volume: &Volume,
+) -> Result<Decoded, Invalid> {
     let text = body.with_room();
     let scanned = match keeps_list {
         true => audit::scan_keeping_list(text),
@@ -472,7 +480,7 @@ fn decode(mut body: Buffer, keeps_list: bool, volume: &Volume) -> Result<Decoded
     };
     let (split, list) = match scanned {
         Some(scanned) => scanned,
-        None if text.len() > INLINE_MAX
+        None if text.len() > INLINE_MAX.min(max / 4)
             && text.starts_with(LIST_HEAD)
             && std::str::from_utf8(text).is_err() =>
         {
