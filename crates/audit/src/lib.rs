@@ -31,6 +31,8 @@ mod fast;
 mod items;
 mod list;
 mod mend;
+#[cfg(test)]
+mod one_event;
 pub mod request;
 pub mod scan;
 mod strict;
