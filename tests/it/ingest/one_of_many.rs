@@ -123,6 +123,33 @@ fn all_others_and_the_shaped_event_itself_arrive_behind_every_kind_of_filter() {
     assert_eq!(lost(&relay), 0.0);
 }
 
+/// The bodies are a recorded list, in which one object is as kube-apiserver was seen to send it.
+#[test]
+fn all_events_of_a_recorded_list_arrive_beside_bytes_or_levels_that_a_client_chose() {
+    let directory = repository().join("tests/corpus");
+    let recorded = std::fs::read(directory.join("13-ssa-patch.json")).unwrap();
+    let recorded = events_of(&recorded);
+    let read = |name: &str| std::fs::read(directory.join("shaped").join(name)).unwrap();
+    let object = |levels: usize| String::from_utf8(nested(levels)).unwrap();
+    for (name, object) in [
+        ("invalid-utf8.json", "{\"data\":{\"a\":\"\u{fffd}\u{fffd}\"}}".to_owned()),
+        ("levels-1100.json", object(1_100)),
+    ] {
+        let (relay, sink) = start("", "");
+        assert_accepted(&relay.post(&read(name)), 8);
+        relay.wait_until_delivered(PATIENCE);
+        let lines = sink.lines();
+        assert_eq!(lines.len(), recorded.len(), "{name}");
+        for (at, (line, event)) in lines.iter().zip(&recorded).enumerate() {
+            let text = std::str::from_utf8(line).expect(name);
+            match at {
+                5 => assert!(text.contains(&format!("\"requestObject\":{object},")), "{name}"),
+                _ => assert_eq!(line, event, "{name}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn an_item_that_is_not_an_event_is_counted_told_and_kept_and_the_others_are_accepted() {
     let spool = Spool::new();
