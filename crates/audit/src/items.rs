@@ -37,6 +37,8 @@ enum At {
 #[derive(Debug)]
 pub struct Items {
     envelope: Vec<u8>,
+    /// `true`: the array of items has begun.
+    has_array: bool,
     at: At,
     /// The number of containers that are open in the envelope, or in the item.
     depth: usize,
@@ -68,6 +70,7 @@ impl Default for Items {
     fn default() -> Self {
         Self {
             envelope: Vec::new(),
+            has_array: false,
             at: At::Envelope,
             depth: 0,
             in_string: false,
@@ -184,13 +187,17 @@ impl Items {
     ///
     /// # Errors
     ///
-    /// The list is not complete, or not a list of events.
-    pub fn finish(self) -> Result<(), Invalid> {
+    /// `Some`: the list is not complete, or not a list of events. `None`: the text has no array of
+    /// items. It may be an event, of which nothing was given to the caller.
+    pub fn finish(self) -> Result<(), Option<Invalid>> {
+        if !self.has_array {
+            return Err(None);
+        }
         let item = (self.at != At::Envelope).then_some(self.items);
         decode(self.envelope).map(drop).map_err(|error| {
             // Behind the items, a byte of the envelope stands later in the list.
             let byte = if item.is_some() { self.read } else { error.byte };
-            Invalid { byte, item, ..error }
+            Some(Invalid { byte, item, ..error })
         })
     }
 
@@ -220,7 +227,7 @@ impl Items {
         // One space stands for all white space between two tokens.
         self.envelope.push(if is_space && !self.in_string { b' ' } else { byte });
         if opens_items {
-            self.at = At::Before { after_comma: false };
+            (self.at, self.has_array) = (At::Before { after_comma: false }, true);
             return Ok(());
         }
         if self.in_string {
@@ -397,7 +404,9 @@ mod tests {
                 }
             }
         }
-        items.finish().map_err(Some)?;
+        // A wrong count changes the result.
+        found.resize(items.count(), Vec::new());
+        items.finish()?;
         Ok(found)
     }
 
@@ -431,6 +440,10 @@ mod tests {
         let space = b" \n".repeat(ENVELOPE_BYTES_MAX);
         let padded = [&space[..], crate::LIST_HEAD, b"7", &space, b"]", &space, b"}", &space];
         assert_eq!(read(&padded.concat(), 999), Ok(vec![b"7".to_vec()]));
+        let event = r#"{"auditID":"a","stage":"Panic"}"#;
+        for text in [event.to_owned(), format!("{event}\n{event}\n"), "{}".into(), String::new()] {
+            assert_eq!(read(text.as_bytes(), 3), Err(None), "{text}");
+        }
         let event = [b"{\"auditID\":\"", &b"a".repeat(ENVELOPE_BYTES_MAX)[..]].concat();
         assert_eq!(read(&event, 512), Err(None), "a single event");
         let head = std::str::from_utf8(crate::LIST_HEAD).unwrap();

@@ -121,7 +121,7 @@ fn in_pieces(list: &[u8], sizes: &[u8]) -> Result<Taken, Option<Invalid>> {
             Err(fault) => return Err(Some(fault)),
         }
     }
-    items.finish().map_err(Some)?;
+    items.finish()?;
     Ok((lines, mended, rejected))
 }
 

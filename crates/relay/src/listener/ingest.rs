@@ -254,8 +254,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Counts the bytes of the list that are in memory: those of its lines or, if there are more of
-    /// them, the `received` ones. If a part of the list is in the queue, this waits for room,
+    /// Counts the bytes of the list that are in memory: those of its lines or, if they are more, the `received` ones. If a part of the list is in the queue, this waits for room,
     /// because the queue may hold the part a moment longer.
     async fn hold(&mut self, received: usize) -> Result<(), Refusal> {
         // A step that has filled the memory may have read a little more.

@@ -151,7 +151,8 @@ impl Pieces {
 
     /// Checks what is around the items. Call this after the last byte.
     pub(super) fn finish(&mut self) -> Result<(), Unfit> {
-        std::mem::take(&mut self.items).finish().map_err(Unfit::Invalid)
+        let end = std::mem::take(&mut self.items).finish();
+        end.map_err(|it| it.map_or(Unfit::TooLarge, Unfit::Invalid))
     }
 
     pub(super) fn notes(&mut self) -> &mut Notes {
