@@ -344,32 +344,76 @@ pub(crate) fn broken(events: &[Event], rng: &mut fastrand::Rng) -> (Vec<u8>, &'s
     let body = list(events);
     let text = String::from_utf8_lossy(&body).into_owned();
     let item = |item: &str| text.replacen(r#""items":["#, &format!(r#""items":[{item},"#), 1);
-    let (text, what) = match rng.u8(..12) {
+    let (text, what) = match rng.u8(..8) {
         // After the last `]}` there is only a line break.
         0 => return (cut(body, rng), "cut"),
         1 => (text.replacen("EventList", "PodList", 1), "another kind"),
-        2 => (item(r#"{"auditID":"a","stage":"Later"}"#), "an unknown stage"),
-        3 => (item(r#"{"auditID":"","stage":"Panic"}"#), "an empty auditID"),
-        4 => (item("7"), "an item that is a number"),
-        5 => (text.replacen("audit.k8s.io/v1\"", "audit.k8s.io/v1beta1\"", 1), "a beta version"),
-        6 => (r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":null}"#.into(), "null"),
-        7 => (format!("{text}]"), "more behind the end"),
-        8 => (String::new(), "an empty body"),
-        9 => {
-            let deep = format!("{}1{}", "[".repeat(1100), "]".repeat(1100));
-            let event = format!(r#"{{"auditID":"a","stage":"Panic","deep":{deep}}}"#);
-            (item(&event), "nested too deep")
-        }
-        10 => (item(r#"{"auditID":"a","stage":"Panic","n":01}"#), "not a number of JSON"),
+        2 => (text.replacen("audit.k8s.io/v1\"", "audit.k8s.io/v1beta1\"", 1), "a beta version"),
+        3 => (r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":null}"#.into(), "null"),
+        4 => (format!("{text}]"), "more behind the end"),
+        5 => (String::new(), "an empty body"),
+        6 => (item(r#"{"auditID":"a","stage":"Panic","n":01}"#), "not a number of JSON"),
         _ => {
             let mut body = body;
-            if let Some(at) = memmem::find(&body, b"kubectl") {
-                body.splice(at..at + 1, [0xff]);
+            if let Some(at) = memmem::find(&body, b"{\"kind\"") {
+                body.insert(at + 1, 0xff);
             }
-            return (body, "not UTF-8");
+            return (body, "a byte between tokens that is not UTF-8");
         }
     };
     (text.into_bytes(), what)
+}
+
+/// The annotation of an event in which the relay has replaced bytes (see guarantees.md).
+const REPLACED: &str = r#""kube-audit-forwarder/invalid-utf8":"true","#;
+
+/// Shapes one of these events as a client of the cluster can, or adds an item that is not an event.
+/// The events become those that must arrive. Returns the body as it is sent, and the number of
+/// items that are not events.
+pub(crate) fn shape(events: &mut [Event], rng: &mut fastrand::Rng) -> (Vec<u8>, usize) {
+    let place = rng.usize(..events.len());
+    let member = r#""annotations":{"#;
+    let with = |event: &Event, to: &str| {
+        let text = String::from_utf8_lossy(&event.bytes).replacen(member, to, 1);
+        Event { bytes: text.into_bytes().into(), ..event.clone() }
+    };
+    match rng.u8(..5) {
+        shape @ 0..2 => {
+            // Bytes that no text has, a character that is cut off, a surrogate, an overlong slash.
+            let bytes: &[u8] =
+                [b"\xff\xfe", &b"\xc3"[..], b"\xed\xa0\x80", b"\xc0\xaf"][rng.usize(..4)];
+            let (before, after) = match shape {
+                0 => (r#""requestObject":{"data":{"a":""#, r#""}},"#),
+                _ => (r#""requestObject":{"data":{""#, r#"":"a"}},"#),
+            };
+            let arrives = format!("{before}{}{after}", "\u{fffd}".repeat(bytes.len()));
+            let to = format!("{arrives}{member}{REPLACED}");
+            let sent = [before.as_bytes(), bytes, after.as_bytes(), member.as_bytes()].concat();
+            events[place] = with(&events[place], &to);
+            let body = list(events);
+            let at = memmem::find(&body, to.as_bytes()).expect("it was put there");
+            ([&body[..at], &sent, &body[at + to.len()..]].concat(), 0)
+        }
+        2 | 3 => {
+            let levels = rng.usize(1_000..1_200);
+            let object = format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+            let to = format!(r#""requestObject":{object},{member}"#);
+            events[place] = with(&events[place], &to);
+            (list(events), 0)
+        }
+        _ => {
+            let item = [
+                "7",
+                "null",
+                r#"{"auditID":"a","stage":"Later"}"#,
+                r#"{"auditID":"","stage":"Panic"}"#,
+                r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1beta1","auditID":"a","stage":"Panic"}"#,
+            ][rng.usize(..5)];
+            let body = String::from_utf8_lossy(&list(events)).into_owned();
+            let with = body.replacen(r#""items":["#, &format!(r#""items":[{item},"#), 1);
+            (with.into_bytes(), 1)
+        }
+    }
 }
 
 fn cut(mut body: Vec<u8>, rng: &mut fastrand::Rng) -> Vec<u8> {
@@ -450,6 +494,24 @@ mod tests {
         let lines = lines(&events);
         let found: Vec<_> = lines.split(|&byte| byte == b'\n').filter_map(identify).collect();
         assert_eq!(found, events.iter().map(|event| event.serial).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_shaped_event_must_arrive_as_it_was_sent_but_for_bytes_that_are_no_text() {
+        let (mut rng, mut seen) = (fastrand::Rng::with_seed(5), [0; 3]);
+        for _ in 0..100 {
+            let mut events = maker().events(4);
+            let (body, others) = shape(&mut events, &mut rng);
+            let serials: Vec<_> = events.iter().map(|event| event.serial).collect();
+            assert_eq!(identify_all(&body), serials);
+            let (sent, must_arrive) = (String::from_utf8_lossy(&body), list(&events));
+            let must_arrive = String::from_utf8(must_arrive).unwrap();
+            let is_replaced = must_arrive.contains(REPLACED);
+            assert_eq!(is_replaced, std::str::from_utf8(&body).is_err());
+            assert_eq!(others == 0, sent == must_arrive.replace(REPLACED, ""));
+            seen[if is_replaced { 2 } else { others }] += 1;
+        }
+        assert!(seen.iter().all(|count| *count > 10), "{seen:?}");
     }
 
     #[test]

@@ -98,7 +98,8 @@ pub(crate) enum Kind {
     Lines { gap: Duration },
     /// Sends valid bodies, and disconnects without reading the response, or half-closes.
     Vanishing { gap: Duration },
-    /// Sends bodies and requests that must be refused, and bodies that break off.
+    /// Sends bodies and requests that must be refused, bodies that break off, and bodies with one
+    /// event that a client of the cluster has shaped.
     Malformed { gap: Duration },
     /// Sends JSON lines until they are accepted, and then again, as if the response had been lost.
     Repeats { gap: Duration },

@@ -250,7 +250,15 @@ impl<'a> Line<'a> {
 
 /// Returns what the sender learns from a response to a body with this many events.
 pub(super) fn judged(reply: &Reply, events: usize) -> Answer {
-    let said = format!(r#"{{"accepted":{events}}}"#);
+    judged_beside(reply, events, 0)
+}
+
+/// Like [`judged`], for a body that also has this many items that are not events.
+pub(super) fn judged_beside(reply: &Reply, events: usize, others: usize) -> Answer {
+    let said = match others {
+        0 => format!(r#"{{"accepted":{events}}}"#),
+        _ => format!(r#"{{"accepted":{events},"rejected":{others}}}"#),
+    };
     match (reply.status, reply.retry_after) {
         (200, _) if reply.body != said.as_bytes() => Answer::Miscounted,
         (429 | 503, Some(after)) if RETRY_AFTER.contains(&after) => Answer::Status(reply.status),

@@ -92,14 +92,15 @@ pub(super) fn large(actor: &Actor, role: u32) {
     }
 }
 
-/// Sends valid events in a body larger than `limits.max_body`, compressed or not (see http.md).
+/// Sends valid events in a body larger than `limits.max_body`, compressed or not. JSON lines are
+/// refused then, and a list is not (see http.md).
 pub(super) fn too_large(actor: &Actor, role: u32) {
     let Some(bytes) = actor.target.too_large else { return };
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
     let mut single = Single { actor, connections: 0 };
     while actor.is_next(&mut rng) {
         let events = [maker.event(), maker.large_event(rng.usize(bytes..3 * bytes))];
-        let (serials, body) = (actor.book.made(&events), events::list(&events));
+        let (serials, body) = (actor.book.made(&events), events::lines(&events));
         let (headers, body) = match rng.u8(..3) {
             0 => (vec![("Content-Encoding", "gzip")], gzip(&body)),
             1 => (vec![("Transfer-Encoding", "chunked")], chunked(&body, &mut rng)),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::client::{Http1, Line, head, judged};
+use super::client::{Http1, Line, head, judged, judged_beside};
 use super::shop::Job;
 use super::{Actor, Kind, apiserver};
 use crate::events::{Event, Serial};
@@ -194,7 +194,8 @@ pub(super) fn vanishing(actor: &Actor, role: u32) {
     }
 }
 
-/// Sends requests that must be refused, and bodies that break off.
+/// Sends requests that must be refused, bodies that break off, and events that a client of the
+/// cluster has shaped, among others.
 pub(super) fn malformed(actor: &Actor, role: u32) {
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
     let mut single = Single { actor, connections: 0 };
@@ -203,12 +204,23 @@ pub(super) fn malformed(actor: &Actor, role: u32) {
         if events.is_empty() {
             continue;
         }
-        match rng.u8(..3) {
-            0 => broken_body(&mut single, &events, &mut rng),
-            1 => wrong_request(&mut single, &events, &mut rng),
+        match rng.u8(..4) {
+            0 => shaped_event(&mut single, events, &mut rng),
+            1 => broken_body(&mut single, &events, &mut rng),
+            2 => wrong_request(&mut single, &events, &mut rng),
             _ => cut_body(&mut single, &events, &mut rng),
         }
     }
+}
+
+fn shaped_event(single: &mut Single<'_>, mut events: Vec<Event>, rng: &mut fastrand::Rng) {
+    let (body, others) = events::shape(&mut events, rng);
+    let serials = single.actor.book.made(&events);
+    let head = head(single.actor, "POST", &[], body.len());
+    single.request(&serials, Must::Take, |http, deadline| {
+        write_all(http, &[head.as_bytes(), &body], deadline)?;
+        Ok(judged_beside(&http.reply(deadline)?, serials.len(), others))
+    });
 }
 
 fn broken_body(single: &mut Single<'_>, events: &[Event], rng: &mut fastrand::Rng) {
@@ -244,6 +256,8 @@ fn wrong_request(single: &mut Single<'_>, events: &[Event], rng: &mut fastrand::
         3 => (post(&[("Host", "a"), ("Host", "b")]), Must::Refuse("two Hosts", &[400])),
         4 => {
             let head = post(&[("Content-Length", "99999999999")]);
+            // A list is read as it arrives, however long it is.
+            body = events::lines(events);
             (head, Must::Refuse("too large", &[413]))
         }
         5 if actor.target.token.is_some() => {
