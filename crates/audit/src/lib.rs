@@ -42,7 +42,7 @@ pub mod wrapping;
 pub use fast::Isa;
 pub use items::{Ended, Items, shorten};
 pub use list::{Events, ListEnds, separate};
-pub use mend::{NOT_UTF8, annotate};
+pub use mend::{NOT_UTF8, annotate, mended};
 
 /// The only accepted API group and version of events. Kubernetes 1.24 removed the beta versions.
 pub const API_VERSION: &str = "audit.k8s.io/v1";

@@ -50,7 +50,7 @@ pub(super) fn without_breaks(json: &mut [u8]) {
 const REPLACEMENT: &str = "\u{fffd}";
 
 /// Returns the body with U+FFFD in place of each byte that is not part of a character.
-fn mended(body: &[u8]) -> String {
+pub fn mended(body: &[u8]) -> String {
     let bad: usize = body.utf8_chunks().map(|chunk| chunk.invalid().len()).sum();
     let mut text = String::with_capacity(body.len() + bad * (REPLACEMENT.len() - 1));
     for chunk in body.utf8_chunks() {

@@ -290,6 +290,28 @@ fn a_list_above_max_body_loses_only_what_makes_its_largest_events_large() {
     }
 }
 
+/// The events of a list go to the queue in parts, and its other items to the dead letters, as text.
+#[test]
+fn an_item_of_a_list_above_max_body_that_is_not_an_event_is_kept_as_text() {
+    let (spool, sink) = (Spool::new(), TcpSink::start());
+    let limits = "[limits]\nmax_body = \"16KiB\"\n";
+    let config = format!("{BASE}{}{}{limits}", sink.output("o", ""), spool.queue(""));
+    let relay = Relay::start(&config);
+    let mut items: Vec<_> = (0..100).map(|at| event(&format!("e{at}"), b"")).collect();
+    items.insert(50, b"{\"x\":\n\"\xff\"}".to_vec());
+    let body = list(&items);
+    let response = post(&relay, &body, &format!("Content-Length: {}\r\n", body.len()));
+    assert_eq!(response.text(), r#"{"accepted":100,"rejected":1}"#);
+    let letters = spool.path().join("dead-letter");
+    wait_until("the letter", PATIENCE, || {
+        let files = std::fs::read_dir(&letters).into_iter().flatten();
+        let texts = files.map(|file| std::fs::read(file.unwrap().path()).unwrap());
+        let text = texts.collect::<Vec<_>>().concat();
+        text.ends_with("\"event\":{\"x\": \"\u{fffd}\"}}\n".as_bytes())
+    });
+    relay.finish(Backlog::Empty);
+}
+
 /// A list of small events has nothing to trim: its parts are batches of their own.
 #[test]
 fn a_list_of_small_events_above_max_body_is_taken_in_parts() {

@@ -236,8 +236,8 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Reads a part of the list whose events are taken one by one. `received` is the number of bytes
-    /// of the body that are in memory too, which the permits of its decoding bound.
+    /// Reads a part of the list whose events are taken one by one. `received` is the number of
+    /// bytes of the body that are in memory too, which the permits of its decoding bound.
     async fn read(&mut self, mut bytes: Bytes, received: usize) -> Result<(), Refusal> {
         while !bytes.is_empty() {
             let part = bytes.clone();
@@ -254,8 +254,9 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Counts the bytes of the list that are in memory: those of its lines or, if they are more, the `received` ones. If a part of the list is in the queue, this waits for room,
-    /// because the queue may hold the part a moment longer.
+    /// Counts the bytes of the list that are in memory: those of its lines, or the `received` ones
+    /// if these are more. If a part of the list is in the queue, this waits for room, because the
+    /// queue may hold the part a moment longer.
     async fn hold(&mut self, received: usize) -> Result<(), Refusal> {
         // A step that has filled the memory may have read a little more.
         let held = self.pieces.as_ref().map_or(0, |pieces| pieces.held().min(self.max));

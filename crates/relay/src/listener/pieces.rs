@@ -193,9 +193,7 @@ impl Pieces {
                     return Err(Unfit::Invalid(fault));
                 }
                 let text = self.open.get(LIST_HEAD.len()..item).unwrap_or_default();
-                let text =
-                    text.iter().map(|it| if matches!(it, b'\n' | b'\r') { b' ' } else { *it });
-                let text = Bytes::from_iter(text);
+                let text = Bytes::from(audit::mended(text).replace(['\n', '\r'], " "));
                 let first = vec![RejectedItem { fault, text }];
                 self.notes.rejected.append(Rejected { count: 1, first });
             }
