@@ -164,7 +164,7 @@ fn a_wrong_token_has_one_line_with_the_sender_and_without_the_token() {
 fn what_is_refused_for_good_has_a_line_with_the_sender_and_the_reason() {
     let more = "[limits]\nmax_body = \"64KiB\"\n[queue]\nmax_bytes = \"1MiB\"\n";
     let (relay, _sink) = start("path_prefix = \"/in\"\n", more);
-    let large = vec![b' '; 70_000];
+    let large = vec![b'x'; 70_000];
     let word = format!("{{\"kind\":\"{}\"}}", "x".repeat(2000));
     let refused: [(&str, &str, &[u8], u16, &str); 5] = [
         ("/in", "identity", word.as_bytes(), 400, "invalid"),

@@ -305,7 +305,7 @@ mod peers {
         assert_eq!(labels(&rejected, "reason"), ["invalid"]);
 
         quiet("KubeAuditForwarderBatchTooLarge");
-        let too_large = vec![b' '; 300 * 1024];
+        let too_large = vec![b'x'; 300 * 1024];
         for _ in 0..2 {
             assert_eq!(post(&relay, &too_large), 413);
         }

@@ -70,7 +70,7 @@ fn what_others_write_about_a_kube_apiserver_is_not_heard() {
         assert_eq!(names(&relay), [""; 0], "{to}");
     }
     // A body that is refused does not count either.
-    let broken = list_of(&[real.clone(), "{}".to_owned()]);
+    let broken = list_of(&[real.clone(), "{x".to_owned()]);
     assert_eq!(relay.post(&broken).status, 400);
     assert_eq!(names(&relay), [""; 0]);
     assert_accepted(&relay.post(&list_of(&[real])), 1);

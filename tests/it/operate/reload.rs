@@ -183,7 +183,7 @@ fn bounds_change_and_what_cannot_is_said() {
     let big = generated_batch(1, 40, 900);
     assert_eq!(relay.post(&big).status, 200);
     relay.reload(&with("[limits]\nmax_body = \"16KiB\"\n"), "success");
-    assert_eq!(relay.post(&big).status, 413);
+    assert_eq!(relay.post(&events_of(&big).join(&b'\n')).status, 413);
     relay.reload(&with("[queue]\nmax_bytes = \"48KiB\"\nretry_after = \"1s\"\n"), "success");
     assert_eq!(relay.metrics().value("queue_capacity_bytes", &[]), 49_152.0);
     let full = relay.post(&big);

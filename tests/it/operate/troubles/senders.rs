@@ -179,7 +179,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "batches are too large",
-        run: |scene| bad(scene, false, |it| _ = send(it, 1, 200)),
+        run: |scene| bad(scene, false, |it| _ = send_body(it, "/audit", &[b'x'; 70_000])),
         says: ("warn", REJECTED),
         fires: "BatchTooLarge",
         before: &[],
