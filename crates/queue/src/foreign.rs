@@ -6,15 +6,18 @@
 //!
 //! - Its header is whole, and has another position than the name: it is a copy of a segment, or a
 //!   segment that somebody has renamed. The queue writes the header before it gives the name.
-//! - It begins after the end that `synced` and `cursors` name, and the records of the segment
-//!   before it do not reach it. The queue begins a segment where the log ends, after it has noted
-//!   this end. After a power loss the note may be older, but then the records reach the segment.
+//! - Its header is not whole, it begins after the end that `synced` and `cursors` name, and the
+//!   records of the segment before it do not reach it. The queue begins a segment where the log
+//!   ends, after it has noted this end. After a power loss the note may be older, but then the
+//!   records reach the segment.
 //!
-//! A segment of the queue that a person has deleted is not mistaken for this: `synced` or `cursors`
-//! names an end after it. Without a valid `synced`, or if a file can't be read, the second case is
-//! not decided, and the file counts as a segment.
+//! A file with a whole header and the right name counts as a segment: after a power loss, it can't
+//! be told from one of the queue's own of which the segments before were deleted, and their events
+//! are lost. The second case is not decided, and the file counts as a segment, without
+//! a valid `synced`, if a file can't be read, or if the segment before it is damaged: the damage
+//! may hide records that reach it.
 
-use super::segment::{BadHeader, Check, FIRST_RECORD, Scan, Seed, SegmentHeader};
+use super::segment::{BadHeader, Check, FIRST_RECORD, Found, Scan, Seed, SegmentHeader};
 use super::{cursors, segment, synced};
 use base::disk::{Access, Disk};
 use base::position::Position;
@@ -33,8 +36,8 @@ pub(crate) fn find(disk: &dyn Disk, segments: &[Position]) -> Vec<Position> {
         let is_foreign = match disk.open(&segment::file_name(first), Access::Read) {
             Ok(file) => match SegmentHeader::read(&*file, first) {
                 Err(BadHeader::Misnamed) => true,
-                Err(BadHeader::Newer(_)) => false,
-                Ok(_) | Err(BadHeader::Damaged) => {
+                Ok(_) | Err(BadHeader::Newer(_)) => false,
+                Err(BadHeader::Damaged) => {
                     end.is_some_and(|end| first > end) && !reaches(disk, before, first)
                 }
             },
@@ -50,8 +53,8 @@ pub(crate) fn find(disk: &dyn Disk, segments: &[Position]) -> Vec<Position> {
     foreign
 }
 
-/// Returns `false` if the records of the segment `before` end before `first`, or if there is no
-/// such segment. Returns `true` if that is unknown.
+/// Returns `false` if the records of the segment `before`, all of them whole, end before `first`,
+/// or if there is no such segment. Returns `true` if that is unknown.
 fn reaches(disk: &dyn Disk, before: Option<Position>, first: Position) -> bool {
     let Some(before) = before else { return false };
     // A relay may have deleted it since.
@@ -60,6 +63,6 @@ fn reaches(disk: &dyn Disk, before: Option<Position>, first: Position) -> bool {
     let (seed, _) = Seed::of_file(header, &*file, before);
     let begin = (FIRST_RECORD, before);
     let mut scan = Scan::new(&*file, seed, begin, u64::MAX, first, Check::Headers);
-    while scan.next().is_some() {}
-    scan.position() >= first || !scan.has_read_all()
+    let is_damaged = std::iter::from_fn(|| scan.next()).any(|it| matches!(it, Found::Damage(_)));
+    is_damaged || scan.position() >= first || !scan.has_read_all()
 }
