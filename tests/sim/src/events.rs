@@ -183,11 +183,6 @@ impl Maker {
         Event { bytes, ..event }
     }
 
-    /// Makes an [uncuttable](Event::uncuttable) event that is longer than these bytes.
-    pub(crate) fn uncuttable(&mut self, bytes: usize) -> Event {
-        self.event_of("ResponseComplete").uncuttable(bytes)
-    }
-
     pub(crate) fn events(&mut self, count: usize) -> Vec<Event> {
         (0..count).map(|_| self.event()).collect()
     }
