@@ -187,7 +187,7 @@ fn put_name(out: &mut Vec<u8>, name: &[u8]) {
     out.extend_from_slice(b"\":");
 }
 
-/// What [`put`] must know about a value.
+/// The facts about a value that [`put`] needs.
 #[derive(Clone, Copy)]
 struct Form {
     is_uri: bool,
