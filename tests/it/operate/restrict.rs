@@ -146,10 +146,8 @@ fn a_restricted_relay_delivers_by_every_type_of_output() {
     let sent = post_batch(&relay, 1, 100, 700);
     relay.wait_until_delivered(PATIENCE * 2);
     let metrics = relay.metrics();
-    let mut names: Vec<_> = consumers.outputs.iter().map(|(name, _)| *name).collect();
-    #[cfg(feature = "kafka")]
-    names.push("kafka");
-    for name in names {
+    let kafka = cfg!(feature = "kafka").then_some("kafka");
+    for name in consumers.outputs.iter().map(|(name, _)| *name).chain(kafka) {
         let delivered = metrics.value("output_events_total", &[("output", name)]);
         assert_eq!(delivered, sent.len() as f64, "{name}: {}", relay.log_text());
     }

@@ -78,18 +78,22 @@ fn stranger(address: SocketAddr) {
     assert!(Client::connect_tls(address, other.client_config(None)).is_err());
 }
 
-/// Begins requests with bodies of this length, of which only `sent` bytes are sent.
-fn begun(address: SocketAddr, count: usize, length: usize, sent: usize) -> Vec<Client> {
+/// Begins requests with bodies of this length, of which only `sent` bytes are sent, and waits until
+/// the relay holds them: a batch that came first would have their place.
+fn begun(relay: &Relay, count: usize, length: usize, sent: usize) -> Vec<Client> {
     let head = format!(
         "POST /audit HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n\r\n"
     );
     let one = || {
-        let mut client = Client::connect(address).expect("a connection");
+        let mut client = Client::connect(relay.address()).expect("a connection");
         client.send(&[head.as_bytes(), &vec![b' '; sent]].concat()).expect("it is read");
         client
     };
-    (0..count).map(|_| one()).collect()
+    let clients: Vec<Client> = (0..count).map(|_| one()).collect();
+    let are_in = |metrics: &Metrics| metrics.sum("in_flight_bytes") >= (count * sent) as f64;
+    relay.wait_for_metrics("the bodies", PATIENCE, |it| are_in(it).then_some(()));
+    clients
 }
 
 /// Three kube-apiservers, one of which falls silent.
@@ -226,9 +230,7 @@ pub(super) const ROWS: &[Row] = &[
             // An idle connection would be closed to make room.
             let of_calm = |metrics: &Metrics| metrics.sum("connections") == 0.0;
             relay.wait_for_metrics("places", PATIENCE, |it| of_calm(it).then_some(()));
-            let _slow = begun(relay.address(), 4, 1_000_000, 1);
-            let are_in = |metrics: &Metrics| metrics.sum("in_flight_bytes") >= 4.0;
-            relay.wait_for_metrics("the bodies", PATIENCE, |it| are_in(it).then_some(()));
+            let _slow = begun(relay, 4, 1_000_000, 1);
             scene.trouble();
         },
         says: ("bad", "New sender connections are closed"),
@@ -260,7 +262,7 @@ pub(super) const ROWS: &[Row] = &[
                           body_timeout = \"5m\"\n";
             let _sink = relay(scene, limits);
             scene.calm();
-            let _slow = begun(scene.relay().address(), 1, 1_040_000, 1_000_000);
+            let _slow = begun(scene.relay(), 1, 1_040_000, 1_000_000);
             scene.sends_events(100);
             scene.trouble();
         },

@@ -1,8 +1,6 @@
 //! The types of outputs that the faults strike. Each function returns an output with its consumer
 //! and with the promises of its protocol.
 
-#[cfg(feature = "kafka")]
-#[cfg(feature = "kafka")]
 use crate::support::consumer::Consumer;
 use crate::support::consumer::Protocol;
 #[cfg(feature = "kafka")]
