@@ -99,11 +99,11 @@ impl Event {
         self
     }
 
-    /// Makes the event longer than these bytes, in members of which a trimmed event keeps so much
-    /// that it does not fit into [`UNCUTTABLE`] bytes.
+    /// Makes the event a little longer than these bytes, in three members of which a trimmed event
+    /// keeps so much that it does not fit into [`UNCUTTABLE`] bytes.
     pub(crate) fn uncuttable(mut self, bytes: usize) -> Self {
         let text = String::from_utf8_lossy(&self.bytes);
-        let long = "x".repeat(bytes);
+        let long = "x".repeat(bytes.div_ceil(3));
         let agent = format!(r#""userAgent":"{long} "#);
         let more = format!(r#"{{"impersonatedUser":"{long}","authenticationMetadata":"{long}","#);
         let text = text.replacen(r#""userAgent":""#, &agent, 1).replacen('{', &more, 1);
@@ -181,6 +181,11 @@ impl Maker {
         let object = format!(r#","requestObject":{{"text":"{}"}},"annotations""#, self.text(bytes));
         let bytes = text.replacen(r#","annotations""#, &object, 1).into_bytes().into();
         Event { bytes, ..event }
+    }
+
+    /// Makes an [uncuttable](Event::uncuttable) event that is a little longer than these bytes.
+    pub(crate) fn uncuttable(&mut self, bytes: usize) -> Event {
+        self.event_of("ResponseComplete").uncuttable(bytes)
     }
 
     pub(crate) fn events(&mut self, count: usize) -> Vec<Event> {
@@ -464,6 +469,16 @@ mod tests {
         let two = [&events[0].bytes[..], &events[1].bytes].concat();
         assert_eq!(identify(&two), None, "two events");
         assert_eq!(identify(&events[0].bytes[..100]), None, "before the serial");
+    }
+
+    #[test]
+    fn an_uncuttable_event_is_as_long_as_asked_for() {
+        let event = maker().event();
+        let long = event.clone().uncuttable(60_000);
+        let added = long.bytes.len() - event.bytes.len();
+        assert!((60_000..60_100).contains(&added), "{added}");
+        assert_eq!(identify(&long.bytes), Some(event.serial));
+        serde_json::from_slice::<&RawValue>(&long.bytes).unwrap();
     }
 
     #[test]

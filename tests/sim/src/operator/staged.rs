@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Ending, Operator};
 use crate::consumers::Steady;
-use crate::events::{Event, Marks, Serial, identify};
+use crate::events::{Event, Marks, Serial, UNCUTTABLE, identify};
 use crate::judging::Losses;
 use crate::kernel;
 use crate::kernel::disk;
@@ -127,9 +127,14 @@ impl Operator<'_> {
 
     /// Makes events that every store accepts, and that fit into every queue.
     pub(super) fn good(&mut self, count: usize) -> Vec<Event> {
+        self.shorter(SHORT, count)
+    }
+
+    /// Makes events with fewer bytes than this that every store accepts.
+    fn shorter(&mut self, bytes: usize, count: usize) -> Vec<Event> {
         let mut maker = self.maker(Marks::default());
         let events = std::iter::repeat_with(|| maker.event());
-        events.filter(|event| event.bytes.len() < SHORT).take(count).collect()
+        events.filter(|event| event.bytes.len() < bytes).take(count).collect()
     }
 
     /// Posts this many new events, and returns how many were accepted.
@@ -702,9 +707,22 @@ impl Operator<'_> {
     /// An object waits for a long time. It must be completed early once many events have come that
     /// are too large for it.
     fn too_large_for_object(&mut self) {
-        // Nearly every event can be trimmed to 4 KiB now, so events above `filter.max_event_bytes`
-        // no longer fill an object. With a limit of 1 KiB, which trims ordinary events too, this
-        // scene has found faults that are not explained yet (seed 5026); it posts none until then.
+        let mut events = self.shorter(UNCUTTABLE, 3);
+        if self.post(&events) != Answer::Status(200) {
+            events.clear();
+        }
+        for _ in 0..14 {
+            // An event that is too large waits for the object only if its claim also has an event
+            // that passes the filter; else the claim is final at once. So each body has one that
+            // passes, and is shorter than `object_bytes`: else a claim would end inside it.
+            let mut maker = self.maker(Marks::default());
+            let mut large: Vec<_> = (0..6).map(|_| maker.uncuttable(60_000)).collect();
+            large.extend(self.shorter(UNCUTTABLE, 1));
+            self.post(&large);
+        }
+        if !events.is_empty() {
+            self.come_soon(&events, "although its object ends early");
+        }
         self.setup.own.clear();
         self.act(&Action::Reload(Change::Nothing));
     }

@@ -361,7 +361,11 @@ fn set_up(plan: &mut Plan, stage: Stage) {
         }
         Stage::TooLargeForObject => {
             start.queue = 65536;
-            start.own = vec![("object_age", "\"300s\""), ("object_bytes", "\"1MiB\"")];
+            start.own = vec![
+                ("object_age", "\"300s\""),
+                ("object_bytes", "\"1MiB\""),
+                ("filter.max_event_bytes", "\"1KiB\""),
+            ];
         }
         Stage::LargeBodies => {
             (start.queue, start.segment, start.has_evidence) = (256, 64, false);
