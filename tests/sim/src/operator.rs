@@ -329,7 +329,7 @@ impl<'a> Operator<'a> {
             }
             Action::DiskSlow(sync_time, time) => {
                 // A sync waits for earlier syncs.
-                let until = kernel::now() + time + sync_time;
+                let until = self.disk_ends(time) + sync_time;
                 self.book.letters_hang(kernel::now(), until);
                 if sync_time >= Duration::from_secs(1) {
                     self.disk_slow.push((kernel::now(), until));
@@ -394,9 +394,16 @@ impl<'a> Operator<'a> {
         }
     }
 
+    /// Returns when faults of the disk end that begin now, for this time. They last as long as an
+    /// earlier trouble of the disk that they replace, if that is longer.
+    fn disk_ends(&self, time: Duration) -> Duration {
+        let earlier = self.ending.iter().filter(|(_, ending)| *ending == Ending::Disk);
+        earlier.map(|(at, _)| *at).fold(kernel::now() + time, Duration::max)
+    }
+
     fn disk(&mut self, faults: disk::Faults, time: Duration) {
         if faults.sync_time.is_zero() {
-            self.book.disk_refuses(kernel::now() + time);
+            self.book.disk_refuses(self.disk_ends(time));
         }
         disk::set(faults);
         if faults.no_space || faults.write_error > 0.0 {
