@@ -782,14 +782,17 @@ impl Kernel {
         self.changed(to);
     }
 
-    /// Resets the sender of data for an end that is closed.
+    /// Resets the sender of data for an end that is closed. What this end has sent before arrives
+    /// first, such as an answer.
     fn refuse_data(&mut self, closed: Id) {
         let of_closed = |open: &Open| match &open.object {
             Object::Stream(stream) => stream.peer == Some(closed),
             _ => false,
         };
         if let Some(sender) = self.net.open.iter().rposition(of_closed) {
-            self.at(self.now + MICROSECOND, Event::Net(NetEvent::Reset { to: sender }));
+            let newest = self.net.stream(sender).map_or(0, |stream| stream.newest);
+            let arrival = newest.max(self.now + MICROSECOND);
+            self.at(arrival, Event::Net(NetEvent::Reset { to: sender }));
         }
     }
 
