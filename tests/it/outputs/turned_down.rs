@@ -119,14 +119,15 @@ fn a_run_of_events_that_get_500_holds_up_no_other() {
     }
     let begun = Instant::now();
     let mut seed = 1000;
-    while of_output(&relay, "output_events_total") < good.len() as f64 {
-        assert!(begun.elapsed() < IN_TIME, "{}", of_output(&relay, "output_events_total"));
+    // Without an event that is taken meanwhile, the rest of the run would look like an outage.
+    while of_output(&relay, "output_aside_events") < 300.0 {
+        assert!(begun.elapsed() < IN_TIME, "{}", of_output(&relay, "output_aside_events"));
         seed += 1;
         good.extend(post_batch(&relay, seed, 1, 900));
         std::thread::sleep(Duration::from_millis(100));
     }
-    wait_until("the run is set aside", IN_TIME, || {
-        of_output(&relay, "output_aside_events") == 300.0
+    wait_until("the events of others", IN_TIME, || {
+        of_output(&relay, "output_events_total") == good.len() as f64
     });
     assert_none_missing(&accepted_events(&sink), &good);
     assert_eq!(lost(&relay), 0.0);
@@ -171,6 +172,7 @@ mod peers {
 
     /// syslog-ng closes the connection at a message above `log-msg-size`, 64 KiB by default.
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn syslog_ng_that_closes_at_a_long_message_gets_the_others() {
         let certificates = Certificates::new();
         let syslog_ng = SyslogNg::with_limit(65_536, Security::Plain, &certificates);
