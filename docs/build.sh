@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the book of docs/ into target/book. Installs mdBook if it is missing (about 3 minutes of
-# CPU time). Fails if a page of docs/SUMMARY.md is missing.
+# Builds the book of docs/ into target/book. Installs mdBook if it is missing. Fails if a page of
+# docs/SUMMARY.md is missing.
 #
 # A book has only the pages, and a folder shows its index.md. So in a copy of docs/ below target/,
 # links that leave docs/ become links to GitHub, README.md becomes index.md, and the page of the
@@ -8,12 +8,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-version=0.5.4
 repository=https://github.com/kube-audit-forwarder/kube-audit-forwarder/blob/main
 
-if ! mdbook --version 2>/dev/null | grep -qF "v$version"; then
-  cargo install --locked mdbook --version "$version" --no-default-features --features search
-fi
+. tests/tools.sh
+install_tools
 
 target=${CARGO_TARGET_DIR:-target}
 copy=$target/book-source
