@@ -7,5 +7,5 @@ cd "$(dirname "$0")/.."
 
 export KUBE_AUDIT_FORWARDER_SCREENSHOTS=$PWD/docs
 tests='healthy_relay|turns_down|is_down_says_why|paused_output|full_queue|losses_have|20_outputs'
-cargo nextest run --workspace --features kafka --locked --profile all \
+cargo nextest run --workspace --locked --profile all --run-ignored all \
   -E "test(/^operate::peers::page::.*($tests)/)"

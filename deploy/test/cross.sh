@@ -83,7 +83,7 @@ exec $second "\$@"
 END
   chmod +x "$place/program"
   KUBE_AUDIT_FORWARDER_PROGRAM=$place/program cargo nextest run --workspace --features kafka --locked \
-    --profile all --no-fail-fast --test it -E "$filter"
+    --profile all --run-ignored all --no-fail-fast --test it -E "$filter"
 }
 
 # Real consumers get the bytes of the corpus; TLS has both exchanges of keys.

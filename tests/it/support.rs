@@ -6,6 +6,9 @@
 //! Once a test has seen the answer, the record exists.
 
 pub(crate) mod alertmanager;
+#[path = "../testing/src/alone.rs"]
+#[allow(unreachable_pub, reason = "the crate `testing` exports what this file has")]
+pub(crate) mod alone;
 pub(crate) mod answers;
 pub(crate) mod apiserver;
 pub(crate) mod browser;

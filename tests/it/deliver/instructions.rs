@@ -25,6 +25,7 @@ mod peers {
 
     /// Method: the same as in `ingest/instructions.rs`.
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn filters_the_disk_and_outputs_take_the_instructions_that_are_committed() {
         compare(FIGURES.iter().filter(|_| has_avx2()));
     }

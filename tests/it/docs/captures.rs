@@ -406,6 +406,7 @@ mod peers {
         backend logstash\n  server logstash 10.1.2.3:8080 check\n";
 
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn migrate_haproxy_prints_what_its_page_shows() {
         let place = Place::new();
         place.link("haproxy", &program("haproxy"));

@@ -152,6 +152,10 @@ fn every_config_on_a_page_passes_check() {
     for page in pages() {
         for block in page.blocks().into_iter().filter(|block| block.language == "toml") {
             count += 1;
+            // The program must know the type: `./test kafka` checks this one.
+            if block.code.contains("type = \"kafka\"") && !cfg!(feature = "kafka") {
+                continue;
+            }
             let before = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
                           [[output]]\nname = \"before\"\ntype = \"tcp\"\naddresses = [\"127.0.0.1:9\"]\n";
             let config = format!("{before}{}", block.code);

@@ -219,6 +219,7 @@ mod peers {
 
     /// Method: a Python program checks each document against the published schemas of OCSF.
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn ocsf_documents_of_the_corpus_are_valid_by_the_schema() {
         needs("ocsf-json-schema");
         let documents =

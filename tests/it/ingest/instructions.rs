@@ -32,6 +32,7 @@ mod peers {
     /// Method: each phase of `benches/hot_path` runs under callgrind, and the instructions of its
     /// thread are divided by the number of passes.
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn decode_and_queue_take_the_instructions_that_are_committed() {
         let has_avx2 = has_avx2();
         compare(FIGURES.iter().filter(|figure| has_avx2 || WITHOUT_AVX2.contains(&figure.phase)));

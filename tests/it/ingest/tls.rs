@@ -602,6 +602,7 @@ mod peers {
     use super::*;
 
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn https_takes_batches_over_http_1_1_and_h2() {
         let certificates = Certificates::new();
         let (relay, sink) = start(&tls(&certificates.server, ""), "");

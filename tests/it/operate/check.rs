@@ -404,6 +404,7 @@ mod peers {
     use super::*;
 
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn a_directory_of_another_user_is_found() {
         let parent = TempDir::new().unwrap();
         let spool = parent.path().join("spool");

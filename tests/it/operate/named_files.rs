@@ -198,6 +198,7 @@ mod peers {
     /// Method: strace delays the open of a token for longer than the limit, like an NFS server that
     /// is down.
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn a_file_system_that_hangs_is_waited_for_half_a_minute_and_its_file_is_named() {
         let directory = TempDir::new().unwrap();
         let token = directory.path().join("token");

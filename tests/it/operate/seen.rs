@@ -89,6 +89,7 @@ mod peers {
     /// Method: time passes 20 times faster for the relay. A sender with a wrong token tries again
     /// and again. Then it is accepted.
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn what_is_refused_altogether_is_bad_and_stays_seen_after_it_has_ended() {
         let directory = TempDir::new().unwrap();
         let token = directory.path().join("token");

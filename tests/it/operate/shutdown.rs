@@ -498,6 +498,7 @@ mod peers {
     use super::*;
 
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn an_h2_request_that_is_under_way_is_finished() {
         let certificates = Certificates::new();
         let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_secs(2)));

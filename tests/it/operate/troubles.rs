@@ -384,15 +384,15 @@ fn send_body(address: SocketAddr, path: &str, body: &[u8]) -> Option<u16> {
 }
 
 /// Runs all rows at the same time, because they mostly wait, and says what is wrong with each.
-fn run(rows: &'static [Row]) {
+fn run(rows: Vec<Row>) {
     let only = std::env::var("KUBE_AUDIT_FORWARDER_TROUBLE").unwrap_or_default();
-    let rows = rows.iter().filter(|row| row.name.contains(&only));
+    let rows = rows.into_iter().filter(|row| row.name.contains(&only));
     let rows: Vec<_> = rows
         .map(|row| {
             let thread = std::thread::spawn(move || {
                 let mut scene = Scene::new();
                 (row.run)(&mut scene);
-                scene.differences(row)
+                scene.differences(&row)
             });
             (row, thread)
         })
@@ -430,25 +430,54 @@ fn each_alert_has_a_trouble_in_which_it_is_the_right_one() {
     assert_eq!(names.len(), rows.len(), "two rows have one name");
 }
 
+/// Returns the first row of each alert.
+fn first_rows() -> Vec<Row> {
+    let mut alerts = BTreeSet::new();
+    let mut rows = [consumers::ROWS, queue::ROWS, senders::ROWS, operator::ROWS].concat();
+    rows.retain(|row| !row.fires.is_empty() && alerts.insert(row.fires));
+    rows
+}
+
 /// These tests need promtool, strace, python3, root and libfaketime.
 mod peers {
     #[test]
-    fn consumers() {
-        super::run(super::consumers::ROWS);
+    #[ignore = "needs peers or root: ./test"]
+    fn one_trouble_of_each_alert() {
+        super::run(super::first_rows());
     }
 
-    #[test]
-    fn queue() {
-        super::run(super::queue::ROWS);
-    }
+    /// The other rows.
+    mod rest {
+        use crate::operate::troubles::{Row, consumers, first_rows, operator, queue, run, senders};
 
-    #[test]
-    fn senders() {
-        super::run(super::senders::ROWS);
-    }
+        fn run_rest(rows: &[Row]) {
+            let first = first_rows();
+            let is_first = |row: &&Row| first.iter().any(|first| first.name == row.name);
+            run(rows.iter().filter(|row| !is_first(row)).copied().collect());
+        }
 
-    #[test]
-    fn operator() {
-        super::run(super::operator::ROWS);
+        #[test]
+        #[ignore = "needs peers or root: ./test"]
+        fn consumers() {
+            run_rest(consumers::ROWS);
+        }
+
+        #[test]
+        #[ignore = "needs peers or root: ./test"]
+        fn queue() {
+            run_rest(queue::ROWS);
+        }
+
+        #[test]
+        #[ignore = "needs peers or root: ./test"]
+        fn senders() {
+            run_rest(senders::ROWS);
+        }
+
+        #[test]
+        #[ignore = "needs peers or root: ./test"]
+        fn operator() {
+            run_rest(operator::ROWS);
+        }
     }
 }

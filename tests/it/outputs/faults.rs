@@ -452,31 +452,37 @@ fn answers_cut(output: Output) {
     scene.finish("its answers cut");
 }
 
-/// Makes a test for each type of output and each fault.
+/// Makes a test for each type of output and each fault. The tests have this attribute.
 macro_rules! faults {
-    ($($output:ident),*) => {
+    ($($output:ident),*) => { faults! { #[cfg(test)] $($output),* } };
+    (#[$attribute:meta] $($output:ident),*) => {
         $(mod $output {
             #[test]
+            #[$attribute]
             fn killed() {
                 super::killed(super::$output());
             }
 
             #[test]
+            #[$attribute]
             fn stopped_for_longer_than_the_request_timeout() {
                 super::stopped_for_longer_than_the_request_timeout(super::$output());
             }
 
             #[test]
+            #[$attribute]
             fn reset_at_random_bytes() {
                 super::reset_at_random_bytes(super::$output());
             }
 
             #[test]
+            #[$attribute]
             fn answered_late() {
                 super::answered_late(super::$output());
             }
 
             #[test]
+            #[$attribute]
             fn answers_cut() {
                 super::answers_cut(super::$output());
             }
@@ -618,10 +624,15 @@ fn stdouts_reader_killed_costs_what_the_pipe_and_itself_held() {
 mod peers {
     use super::*;
 
-    faults!(syslog, relp);
+    faults!(
+        #[ignore = "needs peers or root: ./test"]
+        syslog,
+        relp
+    );
 
     /// All outputs run at the same time, because the test takes 20 s.
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn all_stopped_for_20_seconds() {
         let outputs: &[fn() -> Output] = &[
             http,

@@ -551,6 +551,7 @@ mod peers {
     /// A collector rejects a channel that is used on two connections, so HAProxy must keep them
     /// apart.
     #[test]
+    #[ignore = "needs peers or root: ./test"]
     fn haproxy_with_sticky_sessions_asks_the_collector_that_took_the_request() {
         let (files, collectors) =
             (Files::new(), [(); 2].map(|()| Splunk::start(Script::default())));

@@ -124,7 +124,7 @@ impl Certificates {
     }
 
     /// Issues another valid client certificate, in files with this name.
-    #[cfg(feature = "kafka")]
+    #[allow(dead_code, reason = "only the tests of Kafka call it")]
     pub(crate) fn another_client(&self, name: &str) -> Pair {
         issue(self.directory.path(), name, client("client"), &self.issuer)
     }

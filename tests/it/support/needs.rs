@@ -1,10 +1,10 @@
 //! Tests that need more than a toolchain: a peer that `./test setup` installs, or root.
 //!
-//! They are in modules named `peers`, which the default profile of `.config/nextest.toml` skips, so
-//! that `cargo nextest run` passes on a machine without peers. Each helper that uses a peer calls
+//! They are in modules named `peers`, and ignored by cargo (docs::profiles), so that `cargo test`
+//! passes on a machine without peers, and `./test` runs them. Each helper that uses a peer calls
 //! [`needs`], which fails a test in another module before it fails on such a machine.
 
-/// Panics if the default profile would run this test, although it needs `what`.
+/// Panics if `cargo test` would run this test, although it needs `what`.
 pub(crate) fn needs(what: &str) {
     // `cargo test` runs many tests in one process, and does not say which of them this is.
     let Some(name) = own_name() else { return };

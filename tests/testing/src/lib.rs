@@ -11,7 +11,10 @@
     reason = "only tests use it"
 )]
 
+mod alone;
 pub mod simulated_disk;
+
+pub use alone::runs_alone;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,16 +29,26 @@ pub fn seeds(usual: u64) -> Vec<u64> {
     if let Some(seed) = number("KUBE_AUDIT_FORWARDER_SEED") {
         return vec![seed];
     }
-    let variable = "KUBE_AUDIT_FORWARDER_SEEDS";
-    let text = std::env::var(variable).unwrap_or_else(|_| "100%".to_owned());
-    let count = match text.strip_suffix('%') {
-        Some(percent) => (usual * parsed(variable, percent)).div_ceil(100),
-        None => parsed(variable, &text),
-    };
+    let count = count(usual);
     let (fixed, base) = (0..count.div_ceil(2), base());
     let moving = base..base.saturating_add(count / 2);
     println!("seeds {fixed:?} and {moving:?}");
     fixed.chain(moving).collect()
+}
+
+/// Returns the number of cases for a test of proptest, which `KUBE_AUDIT_FORWARDER_SEEDS` changes as
+/// it changes that of [`seeds`].
+pub fn cases(usual: u32) -> u32 {
+    u32::try_from(count(usual.into())).expect("a number of cases")
+}
+
+fn count(usual: u64) -> u64 {
+    let variable = "KUBE_AUDIT_FORWARDER_SEEDS";
+    let text = std::env::var(variable).unwrap_or_else(|_| "100%".to_owned());
+    match text.strip_suffix('%') {
+        Some(percent) => (usual * parsed(variable, percent)).div_ceil(100),
+        None => parsed(variable, &text),
+    }
 }
 
 /// Returns the first of the seeds that move: the variable `KUBE_AUDIT_FORWARDER_SEED_BASE`, or the

@@ -372,7 +372,7 @@ fn edited(text: &str, edits: &[Edit]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: testing::cases(300), ..ProptestConfig::default() })]
 
     #[test]
     fn no_text_is_too_broken_to_be_read(edits in edits()) {

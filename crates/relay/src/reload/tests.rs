@@ -24,6 +24,7 @@ use audit::LevelCounts;
 use queue::{Append, Ticket};
 use telemetry::PREFIX;
 use telemetry::status::Status;
+use testing::runs_alone;
 
 /// The longest wait for something that happens soon.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -251,6 +252,9 @@ impl Client {
 /// changed, while events wait for each output.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_each_reload_the_pages_and_the_queue_say_what_the_config_says() {
+    if !runs_alone() {
+        return;
+    }
     let a = dead_end("a", "");
     let configs = [
         format!("{BASE}{a}"),
@@ -303,6 +307,9 @@ async fn after_each_reload_the_pages_and_the_queue_say_what_the_config_says() {
 /// Method: the file changes, or not, after the process has read it and before the watch begins.
 #[tokio::test]
 async fn a_config_that_changes_while_the_relay_starts_is_noticed() {
+    if !runs_alone() {
+        return;
+    }
     let [old, new] = ["old", "new"].map(|name| format!("{BASE}{}", dead_end(name, "")));
     for (content, is_noticed) in [(&old, false), (&new, true)] {
         let directory = tempfile::tempdir().expect("a directory");
@@ -318,6 +325,9 @@ async fn a_config_that_changes_while_the_relay_starts_is_noticed() {
 /// Method: the process may have 256 open files, so that `limits.max_connections` is lowered.
 #[tokio::test]
 async fn a_limit_that_is_lowered_at_the_start_is_no_change_of_the_file() {
+    if !runs_alone() {
+        return;
+    }
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum }).expect("lowered");
@@ -337,6 +347,9 @@ async fn a_limit_that_is_lowered_at_the_start_is_no_change_of_the_file() {
 /// steps: the last one after some outputs have joined the queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_that_is_refused_changes_nothing() {
+    if !runs_alone() {
+        return;
+    }
     let directory = tempfile::tempdir().expect("a directory");
     let queue = format!("[queue]\ndirectory = {:?}\n", directory.path());
     let occupied = take_port("127.0.0.1");
@@ -405,6 +418,9 @@ async fn post_bytes(to: SocketAddr, bytes: usize) -> u16 {
 /// no earlier events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_output_has_its_place_before_the_reload_is_in_force() {
+    if !runs_alone() {
+        return;
+    }
     for is_durable in [false, true] {
         let directory = tempfile::tempdir().expect("a directory");
         let queue = format!("[queue]\ndirectory = {:?}\n", directory.path());
@@ -439,6 +455,9 @@ fn copied(from: &std::path::Path) -> TempDir {
 /// the next event. The undelivered events of the earlier output are lost, and counted once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_removed_output_has_not_delivered_is_counted_and_the_next_one_begins_behind_it() {
+    if !runs_alone() {
+        return;
+    }
     let directory = tempfile::tempdir().expect("a directory");
     for queue in [String::new(), format!("[queue]\ndirectory = {:?}\n", directory.path())] {
         let (a, b) = (dead_end("a", ""), dead_end("b", ""));
@@ -471,6 +490,9 @@ async fn what_a_removed_output_has_not_delivered_is_counted_and_the_next_one_beg
 /// other settings of one of the outputs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_an_output_that_has_changed_gets_another_delivery_and_none_loses_its_place() {
+    if !runs_alone() {
+        return;
+    }
     let required = |name: &str, is: bool| dead_end(name, &format!("required = {is}"));
     let mut relay =
         Relay::start(&format!("{BASE}{}{}", required("a", true), required("b", true))).await;
@@ -516,6 +538,9 @@ async fn only_an_output_that_has_changed_gets_another_delivery_and_none_loses_it
 /// finished. So they show whether the queue takes the output `a` for required.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_queue_needs_the_room_of_those_outputs_that_the_config_requires() {
+    if !runs_alone() {
+        return;
+    }
     let mut tasks = JoinSet::new();
     let sink = to(consumer(&mut tasks).await, "sink", "");
     let with = |more: &str| format!("{BASE}{sink}{}", dead_end("a", more));
@@ -534,6 +559,9 @@ async fn the_queue_needs_the_room_of_those_outputs_that_the_config_requires() {
 /// 200 although no consumer has the event.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_another_output_becomes_the_required_one_no_sender_is_told_that_its_event_is_safe() {
+    if !runs_alone() {
+        return;
+    }
     let delivered = "[queue]\nacknowledge = \"delivered\"\n";
     let required = |a: bool, b: bool| {
         let output = |name: &str, is: bool| dead_end(name, &format!("required = {is}"));
@@ -550,6 +578,9 @@ async fn while_another_output_becomes_the_required_one_no_sender_is_told_that_it
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_output_sends_nothing_and_goes_on_with_what_has_waited() {
+    if !runs_alone() {
+        return;
+    }
     let mut tasks = JoinSet::new();
     let address = consumer(&mut tasks).await;
     let with = |more: &str| format!("{BASE}{}", to(address, "a", more));
@@ -572,6 +603,9 @@ async fn a_paused_output_sends_nothing_and_goes_on_with_what_has_waited() {
 /// Events that wait during a reload are sent with the new filter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_filter_holds_for_events_that_wait() {
+    if !runs_alone() {
+        return;
+    }
     let mut tasks = JoinSet::new();
     let address = consumer(&mut tasks).await;
     let only = |verb: &str| format!("[[output.filter.match]]\nverbs = [\"{verb}\"]\n");
@@ -623,6 +657,9 @@ async fn http_consumer(
 /// is in use only after a reload that succeeds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_an_output_is_in_use_as_it_was_when_a_reload_came_into_force() {
+    if !runs_alone() {
+        return;
+    }
     let mut tasks = JoinSet::new();
     let (_may, may_answer) = watch::channel(true);
     let (address, mut tokens) = http_consumer(&mut tasks, may_answer).await;
@@ -660,6 +697,9 @@ async fn a_file_of_an_output_is_in_use_as_it_was_when_a_reload_came_into_force()
 /// one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_output_that_is_added_again_waits_until_the_earlier_one_has_left() {
+    if !runs_alone() {
+        return;
+    }
     let mut tasks = JoinSet::new();
     let (may, may_answer) = watch::channel(false);
     let (address, mut requests) = http_consumer(&mut tasks, may_answer).await;
@@ -687,6 +727,9 @@ async fn an_output_that_is_added_again_waits_until_the_earlier_one_has_left() {
 /// the listener, and new limits, hold for the next request of such a connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_that_stays_keeps_its_connections_and_one_that_goes_ends_them() {
+    if !runs_alone() {
+        return;
+    }
     let a = dead_end("a", "");
     let second = "[[listener]]\naddress = \"127.0.0.2:0\"\n";
     let mut relay = Relay::start(&format!("{BASE}{second}{a}")).await;
@@ -723,6 +766,9 @@ async fn a_listener_that_stays_keeps_its_connections_and_one_that_goes_ends_them
 /// The reload is refused as a whole and not tried again, and the old listener stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_moves_within_its_port_only_by_a_restart() {
+    if !runs_alone() {
+        return;
+    }
     let port = take_port("127.0.0.1").local_addr().expect("it has one").port();
     let on = |host: &str| {
         BASE.replace(
@@ -751,6 +797,9 @@ async fn a_listener_moves_within_its_port_only_by_a_restart() {
 /// and succeeds when the address is free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_whose_address_is_taken_is_tried_again_and_says_so() {
+    if !runs_alone() {
+        return;
+    }
     let occupied = take_port("127.0.0.1");
     let taken = occupied.local_addr().expect("it has one");
     let before = format!("{BASE}{}", dead_end("a", ""));
@@ -783,6 +832,9 @@ async fn a_reload_whose_address_is_taken_is_tried_again_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_needs_a_restart_stays_and_the_rest_is_in_force() {
+    if !runs_alone() {
+        return;
+    }
     let directory = tempfile::tempdir().expect("a directory");
     let a = dead_end("a", "");
     let mut relay = Relay::start(&format!("{BASE}{a}[limits]\nmax_body = \"1MiB\"\n")).await;
@@ -810,6 +862,9 @@ async fn what_needs_a_restart_stays_and_the_rest_is_in_force() {
 /// Method: an event is too large for its output, so it becomes a dead letter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_of_taps_the_dead_letters_and_the_volume_follow_the_config() {
+    if !runs_alone() {
+        return;
+    }
     let mut tasks = JoinSet::new();
     let a = to(consumer(&mut tasks).await, "a", "filter.max_event_bytes = \"1KiB\"");
     let without = format!("{BASE}{a}[volume]\nenabled = false\n");

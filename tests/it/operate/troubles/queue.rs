@@ -306,7 +306,7 @@ pub(super) const ROWS: &[Row] = &[
         name: "the memory is nearly used up",
         run: |scene| {
             let script = "mount -t tmpfs none /sys/fs/cgroup && mkdir /sys/fs/cgroup/memory && \
-                          echo 33554432 | tee /sys/fs/cgroup/memory.max \
+                          echo 25165824 | tee /sys/fs/cgroup/memory.max \
                           >/sys/fs/cgroup/memory/memory.limit_in_bytes && exec \"$0\" \"$@\"";
             let sink = HttpSink::accepting();
             let words = ["unshare", "--mount", "sh", "-c", script];
@@ -316,6 +316,6 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", "Memory is nearly used up"),
         fires: "MemoryNearLimit",
         before: &[],
-        logs: "the memory limit of 32MiB",
+        logs: "the memory limit of 24MiB",
     },
 ];

@@ -18,6 +18,7 @@ fn message(event: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+#[ignore = "needs peers or root: ./test"]
 fn rsyslog_gets_the_corpus_by_relp_over_mutual_tls() {
     let certificates = Certificates::new();
     let rsyslog = Rsyslog::relp(Security::MutualTls, &certificates);
@@ -35,6 +36,7 @@ fn rsyslog_gets_the_corpus_by_relp_over_mutual_tls() {
 }
 
 #[test]
+#[ignore = "needs peers or root: ./test"]
 fn messages_too_long_are_counted_and_their_neighbours_delivered_in_order() {
     let certificates = Certificates::new();
     let rsyslog = Rsyslog::relp(Security::Plain, &certificates);
@@ -62,6 +64,7 @@ fn messages_too_long_are_counted_and_their_neighbours_delivered_in_order() {
 }
 
 #[test]
+#[ignore = "needs peers or root: ./test"]
 fn only_200_makes_a_message_final() {
     // The third message of the first connection is refused; command 1 is `open`.
     let sink = RelpSink::with(|command| match (command.connection, command.number) {
@@ -83,6 +86,7 @@ fn only_200_makes_a_message_final() {
 }
 
 #[test]
+#[ignore = "needs peers or root: ./test"]
 fn a_consumer_that_does_not_open_is_an_error_and_the_next_one_is_tried() {
     let silent = RelpSink::with(|_| Some(Vec::new()));
     let refusing = RelpSink::with(|command| Some(answer(command, "500 not for you")));
@@ -109,6 +113,7 @@ fn a_consumer_that_does_not_open_is_an_error_and_the_next_one_is_tried() {
 }
 
 #[test]
+#[ignore = "needs peers or root: ./test"]
 fn a_hint_that_the_consumer_closes_is_heeded_and_the_end_says_so() {
     let sink = RelpSink::with(|command| match (command.connection, command.number) {
         (0, 5) => Some([&ok(command)[..], b"0 serverclose 0\n"].concat()),

@@ -126,7 +126,7 @@ pub(super) fn build(
     let mut build = Command::new("cargo");
     // With the packages and features that everything else is built with, all dependencies have the
     // same features too.
-    build.args(["build", "--quiet", "--workspace", "--lib", "--features", "kafka", "--locked"]);
+    build.args(["build", "--quiet", "--workspace", "--lib", "--locked"]);
     build.arg("--manifest-path").arg(copy.join("Cargo.toml")).current_dir(root);
     build.env("CARGO_BUILD_BUILD_DIR", target).env("CARGO_TARGET_DIR", &own);
     let output = build.output().map_err(|error| format!("cargo: {error}"))?;

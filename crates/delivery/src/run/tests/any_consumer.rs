@@ -329,7 +329,7 @@ pub(super) fn run_paused(test: impl Future<Output = TestCaseResult>) -> TestCase
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: testing::cases(150), ..ProptestConfig::default() })]
 
     #[test]
     fn requests_to_any_consumer_are_delivered_or_counted(case in case(false, Answers::Whole)) {

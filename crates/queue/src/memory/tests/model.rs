@@ -878,7 +878,7 @@ fn run(settings: Settings, required: [bool; 2], steps: &[Step]) -> TestCaseResul
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 250, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: testing::cases(250), ..ProptestConfig::default() })]
 
     #[test]
     fn a_queue_that_changes_as_events_flow_is_as_its_model(
