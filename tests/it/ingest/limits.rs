@@ -843,8 +843,8 @@ mod alone {
     use super::*;
 
     /// Method: a thousand slow connections and several senders of garbage run at the same time as a
-    /// good sender, which posts batches on new and kept connections. Each of its batches must get a 200
-    /// within a second.
+    /// good sender, which posts batches on new and kept connections. Each of its batches must get a
+    /// 200 within a second.
     #[test]
     #[ignore = "measures times: ./test"]
     fn garbage_and_a_thousand_slow_connections_leave_a_good_sender_below_one_second() {

@@ -36,8 +36,8 @@ pub fn seeds(usual: u64) -> Vec<u64> {
     fixed.chain(moving).collect()
 }
 
-/// Returns the number of cases for a test of proptest, which `KUBE_AUDIT_FORWARDER_SEEDS` changes as
-/// it changes that of [`seeds`].
+/// Returns the number of cases for a test of proptest, which `KUBE_AUDIT_FORWARDER_SEEDS` changes
+/// as it changes that of [`seeds`].
 pub fn cases(usual: u32) -> u32 {
     u32::try_from(count(usual.into())).expect("a number of cases")
 }
