@@ -201,9 +201,7 @@ impl GivenUp {
         let position = claim.start;
         let event = queue::Aside { bytes: line.len() as u64, received };
         if !parts.aside.make_room(event.bytes, self.keeps_all) {
-            parts.in_flight.release(claim);
-            parts.in_flight.change(claim, State::PassedOver);
-            return;
+            return parts.in_flight.wait(claim);
         }
         kept.event = event;
         let text = line.strip_suffix(b"\n").unwrap_or(line);
@@ -267,7 +265,7 @@ impl GivenUp {
     }
 
     /// Ends a claim or an event. If the file of an event to set aside could not be stored, its
-    /// claim is sent again.
+    /// claim waits, and is sent again later.
     fn settle(of: Of, disposition: Disposition, is_stored: bool, parts: &mut Parts<'_>) {
         let Parts { in_flight, aside, health, .. } = parts;
         match of {
@@ -284,7 +282,7 @@ impl GivenUp {
                 }
                 health.aside(aside, None);
             }
-            Of::SetAside(claim, ..) => in_flight.release(claim),
+            Of::SetAside(claim, ..) => in_flight.wait(claim),
         }
     }
 

@@ -4,12 +4,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Weak;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::trial::Trial;
 use base::position::Position;
 use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
+
+/// The first pause before an event that can't be set aside is tried again, and the longest one.
+const WAIT_MIN: Duration = Duration::from_secs(1);
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The rest after such a try, in times of what the try took.
+const REST: u32 = 9;
 
 /// The state of a claim that is not final.
 ///
@@ -26,7 +35,9 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 /// give_back           answered                  Pending, PassedOver, Burying
 /// hold                answered                  Held
 /// redeliver           Pending                   OnWire
-/// release             Held, Burying             Pending
+/// release             Held                      Pending
+/// wait                Burying                   Waiting
+/// end_wait            Waiting                   Pending
 /// change              PassedOver, Pending       Pending, PassedOver
 /// change              Pending, PassedOver       Burying
 /// change              OnWire                    Burying
@@ -47,8 +58,11 @@ pub(crate) enum State {
     /// decided. If the earlier claim is sent again, this one may be sent again after it.
     Held,
     /// The claim is given up or set aside. Before it becomes final, its events may have to be
-    /// written to a file. An event that can't be set aside is `Pending` again.
+    /// written to a file. An event that can't be set aside is `Waiting`.
     Burying,
+    /// An event that the consumer turns down, and that can't be set aside, because the disk or the
+    /// room for such events is full. It waits here for its next try, and holds up no other claim.
+    Waiting,
 }
 
 /// A claim, and the record of its attempts. A caller that owns this value has taken the claim out
@@ -76,6 +90,10 @@ pub(crate) struct Work {
     pub(super) is_overtaken: bool,
     /// The responses by which consumers have turned the claim down.
     pub trial: Trial,
+    /// The next try of a claim that is `Waiting`.
+    pub(super) due: Option<Instant>,
+    /// The number of times that the event could not be set aside.
+    pub(super) waits: u32,
 }
 
 impl Work {
@@ -117,13 +135,21 @@ pub(crate) struct InFlight {
     table: BTreeMap<Position, (State, Work)>,
     sets: [BTreeSet<Position>; State::ALL.len()],
     taken: usize,
+    /// The claims that are `Waiting`, in the order of their next tries.
+    due: BTreeSet<(Instant, Position)>,
+    /// The last of them that was tried, and the moment of its try.
+    tried: Option<(Position, Instant)>,
+    /// None of them is tried before this moment, so that other events get most of the time.
+    rests_until: Option<Instant>,
     /// Claims that become final together: see [`InFlight::begin_together`].
     together: Option<Vec<(Claim, Disposition)>>,
 }
 
 impl InFlight {
     pub(crate) fn new(cursor: Cursor) -> Self {
-        Self { cursor, table: BTreeMap::new(), sets: Default::default(), taken: 0, together: None }
+        let (table, sets) = (BTreeMap::new(), Default::default());
+        let due = BTreeSet::new();
+        Self { cursor, table, sets, taken: 0, due, tried: None, rests_until: None, together: None }
     }
 
     /// Takes over the unfinished claims of the previous delivery, as remainders if
@@ -358,10 +384,51 @@ impl InFlight {
         self.put(state, work);
     }
 
-    /// Makes a claim pending that is held, or whose event could not be set aside.
+    /// Makes a held claim pending.
     pub(super) fn release(&mut self, claim: Claim) {
         self.cursor.release(claim);
         self.change(claim, State::Pending);
+    }
+
+    /// Makes a claim wait whose event could not be set aside. Each pause is twice as long as the
+    /// one before.
+    pub(super) fn wait(&mut self, claim: Claim) {
+        self.cursor.release(claim);
+        let Some(work) = self.remove(claim.start) else { return };
+        if let Some((_, at)) = self.tried.take_if(|(tried, _)| *tried == claim.start) {
+            self.rests_until = Some(Instant::now() + at.elapsed() * REST);
+        }
+        let pause = (WAIT_MIN * (1 << work.waits.min(8))).min(WAIT_MAX);
+        let (due, waits) = (Some(Instant::now() + pause), work.waits.saturating_add(1));
+        self.put(State::Waiting, Work { due, waits, ..work });
+    }
+
+    /// Returns the moment of the next try of a claim that waits. `None` if none waits, or while one
+    /// is being tried: they are tried one at a time.
+    pub(super) fn next_wait(&self) -> Option<Instant> {
+        let (due, _) = *self.due.first()?;
+        (!self.is_tried(None)).then_some(self.rests_until.map_or(due, |rest| due.max(rest)))
+    }
+
+    /// Returns `true` if a claim that has waited is being tried, in this state or, with `None`, in
+    /// any.
+    pub(super) fn is_tried(&self, state: Option<State>) -> bool {
+        let tried = self.tried.and_then(|(position, _)| self.table.get(&position));
+        tried.is_some_and(|(is, _)| state.is_none_or(|state| *is == state))
+    }
+
+    /// Makes the claim pending whose try is due first.
+    pub(super) fn end_wait(&mut self) -> Option<Claim> {
+        let (_, position) = *self.due.first()?;
+        let claim = self.get(position)?.claim;
+        self.change(claim, State::Pending);
+        self.tried = Some((position, Instant::now()));
+        Some(claim)
+    }
+
+    /// Makes all claims pending that wait, because the drain has begun.
+    pub(super) fn end_waits(&mut self) {
+        while self.end_wait().is_some() {}
     }
 
     /// Cuts a released claim at a position inside it. Both parts keep the claim's state. Each
@@ -415,6 +482,7 @@ impl InFlight {
         self.cursor.rewind();
         self.table.clear();
         self.taken = 0;
+        self.due.clear();
         self.sets.iter_mut().for_each(BTreeSet::clear);
     }
 
@@ -441,7 +509,9 @@ impl InFlight {
         let start = work.claim.start;
         work.is_taken &= state == State::OnWire;
         work.is_overtaken &= state == State::OnWire;
+        work.due = work.due.filter(|_| state == State::Waiting);
         self.taken += usize::from(work.is_taken);
+        self.due.extend(work.due.map(|due| (due, start)));
         if let Some((before, old)) = self.table.insert(start, (state, work)) {
             self.leave(before, &old);
         }
@@ -452,6 +522,7 @@ impl InFlight {
     fn leave(&mut self, state: State, work: &Work) {
         self.sets[state as usize].remove(&work.claim.start);
         self.taken -= usize::from(work.is_taken);
+        work.due.map(|due| self.due.remove(&(due, work.claim.start)));
     }
 
     fn remove(&mut self, start: Position) -> Option<Work> {
@@ -480,8 +551,8 @@ impl InFlight {
 }
 
 impl State {
-    const ALL: [Self; 5] =
-        [Self::OnWire, Self::Pending, Self::PassedOver, Self::Held, Self::Burying];
+    const ALL: [Self; 6] =
+        [Self::OnWire, Self::Pending, Self::PassedOver, Self::Held, Self::Burying, Self::Waiting];
 }
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ use config::{BatchLimits, Rejected};
 use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use telemetry::{AttemptError, Cause};
 
+/// The log says again after this time that events can't be set aside.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
+
 const TOO_LONG: &str = "longer than max_message_bytes";
 
 /// The longest time without an acceptance after which a request that times out makes the output
@@ -85,6 +88,11 @@ pub(super) struct Ledger {
     /// remainder ([`Work::is_remainder`]).
     sent_until: Position,
     batches: u64,
+    /// `true` if the last claim that was taken is an event that could not be set aside. Others are
+    /// taken before the next one.
+    was_wait: bool,
+    /// The moment at which the log last said that an event can't be set aside.
+    told_at: Option<Instant>,
     /// The bytes of batches that the filter has dropped since a batch of the queue was last sent.
     /// At `INSPECTED_BYTES_MAX`, the loop yields to the runtime and sets the number to zero. If
     /// more events must be given up, the loop sets the number to that limit, to yield too.
@@ -171,6 +179,8 @@ impl Ledger {
             rules,
             sent_until: cursor.position(),
             batches: 0,
+            was_wait: false,
+            told_at: None,
             inspected_bytes: 0,
             in_flight: InFlight::new(cursor),
         };
@@ -216,6 +226,7 @@ impl Ledger {
             && self.is_on_wire()
             && (self.turns.room() == 0
                 || self.in_flight.has(State::PassedOver)
+                || self.in_flight.is_tried(Some(State::OnWire))
                 || self.aside.is_on_wire()
                 || self.aside.is_due())
     }
@@ -234,11 +245,24 @@ impl Ledger {
         self.in_flight.has(State::OnWire) || self.aside.is_on_wire()
     }
 
-    /// Returns the moment of the next try of an event that is set aside. `None` if there is no such
-    /// event, if the loop must first wait for something else, or if the queue is closed.
+    /// Returns the moment of the next try of an event that is set aside, or could not be set aside.
+    /// `None` if there is no such event, if the loop must first wait for something else, or if the
+    /// queue is closed.
     pub(super) fn next_try(&self) -> Option<Instant> {
-        let may_try = self.pacing.paused_until.is_none() && self.may_send() && self.may_try();
-        self.aside.next_try().filter(|_| may_try)
+        let may_send = self.pacing.paused_until.is_none() && self.may_send();
+        let aside = self.aside.next_try().filter(|_| may_send && self.may_try());
+        let wait = self.next_wait().filter(|_| may_send && !self.given_up.needs_lines);
+        aside.into_iter().chain(wait).min()
+    }
+
+    /// Returns the moment of the next try of an event that could not be set aside. `None` if there
+    /// is no such event, or if other claims must be sent first.
+    fn next_wait(&self) -> Option<Instant> {
+        let is_alone = !self.rules.is_one_request || !self.is_on_wire();
+        let is_first =
+            !self.in_flight.has(State::Pending) && !self.in_flight.has(State::PassedOver);
+        let may_wait = is_alone && is_first && !self.in_flight.cursor().is_closed();
+        self.in_flight.next_wait().filter(|_| may_wait)
     }
 
     /// Returns `true` if an event that is set aside may be tried. It is alone on the wire if
@@ -378,11 +402,27 @@ impl Ledger {
                 Redelivery::NotYet => return None,
             }
         }
+        let is_due = self.next_wait().is_some_and(|due| due <= Instant::now());
+        let others_go_first = std::mem::take(&mut self.was_wait);
+        if is_due && !others_go_first {
+            return self.take_waiting();
+        }
         let take = Take {
             bytes: room.bytes.min(self.rules.limits.max_bytes),
             events: room.events.min(self.rules.limits.max_events).min(events),
         };
-        self.in_flight.claim_next(take, self.rules.sends_lists)
+        let new = self.in_flight.claim_next(take, self.rules.sends_lists);
+        if new.is_some() || !is_due { new } else { self.take_waiting() }
+    }
+
+    /// Takes the event that could not be set aside and whose try is due.
+    fn take_waiting(&mut self) -> Option<Batch> {
+        let claim = self.in_flight.end_wait()?;
+        self.was_wait = true;
+        match self.redeliver(claim) {
+            Redelivery::Batch(batch) => Some(batch),
+            Redelivery::Gone | Redelivery::NotYet => None,
+        }
     }
 
     /// Takes a single event that is tried while others wait for a proof that the consumer works.
@@ -645,6 +685,8 @@ impl Ledger {
     /// earlier claims are decided. `was_late`: later events may have been sent before this claim.
     fn accepted(&mut self, work: Work, consumer: usize, waits: bool, was_late: bool) {
         let (claim, batch, is_ordered) = (work.claim, work.batch, self.rules.is_ordered);
+        // Like an event that is set aside, one that could not be is out of order.
+        let was_late = was_late && work.waits == 0;
         self.works(consumer, work.sent_at, work.trial.counted > 0);
         self.health.delivered(work.events, work.attempts);
         self.filtering.tapping.accepted(claim, work.events);
@@ -1189,13 +1231,15 @@ impl Ledger {
     /// Returns `true` if [`Ledger::hurry`] was not called yet, and would end a pause or try events
     /// that are set aside.
     pub(super) fn may_hurry(&self) -> bool {
-        let waits = self.pacing.paused_until.is_some() || self.aside.count() > 0;
+        let are_kept = self.aside.count() > 0 || self.in_flight.has(State::Waiting);
+        let waits = self.pacing.paused_until.is_some() || are_kept;
         waits && !self.pacing.is_shortened
     }
 
     /// The drain has begun: ends the pause, and tries the events that are set aside.
     pub(crate) fn hurry(&mut self) {
         self.pacing.shorten();
+        self.in_flight.end_waits();
         self.aside.hurry();
     }
 
@@ -1206,19 +1250,21 @@ impl Ledger {
         self.given_up.bury(parts!(self))
     }
 
-    /// The oldest write has a result. If an event could not be set aside, it is sent again after a
-    /// pause.
+    /// The oldest write has a result. An event that could not be set aside is sent again later.
     pub(super) fn on_written(&mut self, written: Written) {
-        if let Some(error) = self.given_up.end(written, parts!(self)) {
-            let output = &self.health.name;
+        let Some(error) = self.given_up.end(written, parts!(self)) else { return };
+        if self.told_at.is_none_or(|at| at.elapsed() >= TOLD_AGAIN) {
+            self.told_at = Some(Instant::now());
+            let (output, events) = (&self.health.name, self.in_flight.count(State::Waiting));
             tracing::error!(
                 output,
                 error,
+                events,
                 "cannot write the file of an event to set aside: the event stays in the queue and \
                  is sent again; check the disk of queue.directory"
             );
-            self.pause(&Failure::new(AttemptError::Item, error));
         }
+        self.health.passed_over(&Failure::new(AttemptError::Item, error));
     }
 
     /// Waits until all dead letters and files in progress are written or have failed, and then for

@@ -226,6 +226,7 @@ impl<C: Connect> Delivery<C> {
             }
             needed |= ledger.in_flight.has(State::Pending)
                 || ledger.in_flight.has(State::PassedOver)
+                || ledger.in_flight.has(State::Waiting)
                 || ledger.aside.count() > 0;
             let until = ledger.pacing.paused_until;
             let may_shorten = ledger.may_hurry();

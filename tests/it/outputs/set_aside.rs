@@ -134,6 +134,61 @@ fn what_is_set_aside_on_disk_survives_a_kill_a_reload_and_a_stop() {
     assert_eq!(accepted, sent);
 }
 
+/// Method: directories stand in the places of the files of events that are set aside, so that no
+/// file can be written, as on a full disk. Then they are removed.
+#[test]
+fn events_that_cannot_be_set_aside_hold_up_no_other_event() {
+    for concurrency in [1, 4] {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let sink = HttpSink::start({
+            let requests = Arc::clone(&requests);
+            move |request| {
+                requests.fetch_add(1, Ordering::SeqCst);
+                let is_bad = events_in(request).iter().any(|event| event.len() > 2_000);
+                Answer::status(if is_bad { 500 } else { 200 })
+            }
+        });
+        let spool = Spool::new();
+        let more = format!("concurrency = {concurrency}\n{}", spool.queue(QUEUE));
+        let relay = Relay::start(&to_sink(sink.address(), &more));
+        let place = |position: u32| {
+            spool.path().join(format!("set-aside/consumer-{position:020}.json"))
+        };
+        for position in 0..180 {
+            std::fs::create_dir_all(place(position).join("in-the-way")).expect("a free place");
+        }
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for seed in 0..15 {
+            good.extend(post_batch(&relay, seed, 10, 900));
+            bad.extend(post_batch(&relay, 100 + seed, 2, 4_000));
+        }
+        let is_delivered = || of_output(&relay, "output_events_total") == good.len() as f64;
+        wait_until("the events of others", PATIENCE, is_delivered);
+        assert_none_missing(&accepted_events(&sink), &good);
+        // An event that waits costs others nothing, and is sent a few times.
+        let before = requests.load(Ordering::SeqCst);
+        assert!(before < 600, "{before} requests for 180 events");
+        std::thread::sleep(Duration::from_secs(10));
+        let more = requests.load(Ordering::SeqCst) - before;
+        assert!((30..300).contains(&more), "{more} requests in 10 s for 30 events that wait");
+        let later = post_batch(&relay, 1000, 50, 900);
+        let all = (good.len() + later.len()) as f64;
+        let begun = Instant::now();
+        let is_delivered = || of_output(&relay, "output_events_total") == all;
+        wait_until("what comes later", PATIENCE, is_delivered);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert_eq!((aside(&relay), lost(&relay)), (0.0, 0.0));
+        let told = relay.log_text().matches("cannot write the file of an event").count();
+        assert_eq!(told, 1, "{}", relay.log_text());
+        for position in 0..180 {
+            std::fs::remove_dir_all(place(position)).expect("it is there");
+        }
+        wait_until("all are set aside", PATIENCE * 2, || aside(&relay) == bad.len() as f64);
+        assert_eq!(lost(&relay), 0.0);
+        relay.finish(Backlog::Stable);
+    }
+}
+
 /// Method: the consumer refuses more events than fit into a quarter of the queue.
 #[test]
 fn the_oldest_event_becomes_a_dead_letter_when_no_more_can_be_set_aside() {
