@@ -65,7 +65,11 @@ fn a_copy_under_load_always_verifies() {
                 copied.assert(1, &[]);
                 continue;
             }
-            copied.assert(0, &["entries of", " of line hashes\n"]);
+            copied.assert(0, &[" of line hashes\n"]);
+            // The first copies can have a single entry.
+            let has_entries =
+                [" entry of ", " entries of "].iter().any(|it| copied.text.contains(it));
+            assert!(has_entries, "{}", copied.text);
             let to = to.display().to_string();
             let checked = check(&["--directory", &to, "--key", &recorded.verifier]);
             assert!(checked.status == 0 || checked.status == 2, "{}", checked.text);

@@ -151,9 +151,8 @@ fn events_that_cannot_be_set_aside_hold_up_no_other_event() {
         let spool = Spool::new();
         let more = format!("concurrency = {concurrency}\n{}", spool.queue(QUEUE));
         let relay = Relay::start(&to_sink(sink.address(), &more));
-        let place = |position: u32| {
-            spool.path().join(format!("set-aside/consumer-{position:020}.json"))
-        };
+        let place =
+            |position: u32| spool.path().join(format!("set-aside/consumer-{position:020}.json"));
         for position in 0..180 {
             std::fs::create_dir_all(place(position).join("in-the-way")).expect("a free place");
         }
