@@ -227,6 +227,7 @@ impl Settings {
             timeout: self.ack_timeout,
             question,
             told,
+            gave_none,
         });
         let collector = Collector {
             token_file: self.token_file.clone(),
@@ -584,9 +585,39 @@ fn told(status: StatusCode, body: &[u8]) -> Told {
     }
 }
 
+/// Splunk gives a number only to a request that it takes as a whole. A proxy's answer does not show
+/// whether Splunk has taken the request.
+fn gave_none(status: StatusCode, body: &[u8]) -> bool {
+    let answer = serde_json::from_slice::<Answer>(body).unwrap_or_default();
+    let fault = answer.code.and_then(fault);
+    !status.is_success() && fault.is_some_and(|fault| !matches!(fault, Fault::None))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_refusal_by_splunk_itself_shows_that_it_gave_no_number() {
+        let gave_none = |status: u16, body: &str| {
+            gave_none(StatusCode::from_u16(status).unwrap(), body.as_bytes())
+        };
+        assert!(gave_none(400, r#"{"text":"Invalid data format","code":6}"#));
+        assert!(gave_none(400, r#"{"code":6,"invalid-event-number":3}"#));
+        assert!(gave_none(503, r#"{"text":"Server is busy","code":9}"#));
+        for (status, body) in [
+            (504, "<html>Gateway Time-out</html>"),
+            (502, ""),
+            (200, "<html>welcome</html>"),
+            (200, r#"{"text":"Success","code":0}"#),
+            (200, r#"{"text":"Server is busy","code":9}"#),
+            (503, r#"{"message":"no healthy upstream"}"#),
+            (403, r#"{"code":403}"#),
+            (400, r#"{"text":"Success","code":0}"#),
+        ] {
+            assert!(!gave_none(status, body), "{status} {body}");
+        }
+    }
 
     #[test]
     fn acks_are_asked_and_told_as_splunk_documents_it() {

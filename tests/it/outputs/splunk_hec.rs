@@ -44,6 +44,12 @@ impl Files {
     }
 }
 
+/// Asserts that the collector has indexed each of these events, maybe more than once, and no other.
+fn assert_indexed(splunk: &Splunk, sent: &[Vec<u8>]) {
+    let indexed: BTreeSet<_> = splunk.store().indexed.iter().cloned().collect();
+    assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), sent);
+}
+
 #[test]
 fn the_corpus_arrives_with_its_envelopes_and_is_final_when_it_is_indexed() {
     let (files, may_index) = (Files::new(), Arc::new(AtomicBool::new(false)));
@@ -394,8 +400,7 @@ fn events_that_are_not_indexed_in_time_are_sent_again() {
     assert!(errors(&relay, "acknowledgement") >= 1.0);
     may_index.store(true, Ordering::SeqCst);
     relay.wait_until_delivered(PATIENCE);
-    let indexed: BTreeSet<_> = splunk.store().indexed.iter().cloned().collect();
-    assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), &sent);
+    assert_indexed(&splunk, &sent);
     relay.finish(Backlog::Empty);
 }
 
@@ -445,10 +450,46 @@ fn a_number_that_comes_again_says_nothing_about_the_request_before() {
     wait_until("a third request", PATIENCE, || splunk.store().requests.len() >= 3);
     may_index.store(true, Ordering::SeqCst);
     relay.wait_until_delivered(PATIENCE);
-    let indexed: BTreeSet<_> = splunk.store().indexed.iter().cloned().collect();
     let sent = [events_of(&first), events_of(&second)].concat();
-    assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), &sent);
+    assert_indexed(&splunk, &sent);
     relay.finish(Backlog::Empty);
+}
+
+/// Method: the collector forgets a request that it has not indexed, as after a restart, and takes
+/// the next one. A proxy answers in its place, so nobody knows that the number has come again.
+#[test]
+fn an_answer_without_a_number_puts_what_waits_in_doubt() {
+    for status in [504, 200] {
+        let (files, restarted) = (Files::new(), Arc::new(AtomicBool::new(false)));
+        let (indexes, babbles) = (Arc::new(AtomicBool::new(false)), Arc::clone(&restarted));
+        let may_index = Arc::clone(&indexes);
+        let splunk = Splunk::start(Script {
+            mood: Box::new(move || match babbles.load(Ordering::SeqCst) {
+                true => Mood::Babbles(status),
+                false => Mood::Serves,
+            }),
+            indexes: Box::new(move || indexes.load(Ordering::SeqCst)),
+            ..Script::default()
+        });
+        // A question in this moment would get the proxy's answer, and put all in doubt, too.
+        let slow = files.config(&splunk, "concurrency = 1").replace("\"100ms\"", "\"1s\"");
+        let relay = Relay::start(&slow);
+        let [first, second] = [1, 2].map(|seed| generated_batch(seed, 20, 700));
+        assert_eq!(relay.post(&first).status, 200);
+        wait_until("a question about the first request", PATIENCE, || {
+            !splunk.store().questions.is_empty()
+        });
+        splunk.store().forget();
+        restarted.store(true, Ordering::SeqCst);
+        assert_eq!(relay.post(&second).status, 200);
+        wait_until("a second request", PATIENCE, || splunk.store().requests.len() >= 2);
+        restarted.store(false, Ordering::SeqCst);
+        may_index.store(true, Ordering::SeqCst);
+        relay.wait_until_delivered(PATIENCE);
+        let sent = [events_of(&first), events_of(&second)].concat();
+        assert_indexed(&splunk, &sent);
+        relay.finish(Backlog::Empty);
+    }
 }
 
 /// Method: the preferred endpoint accepts everything and indexes nothing. The events must go to the
@@ -464,8 +505,7 @@ fn an_address_that_never_confirms_is_passed_over() {
     let relay = Relay::start(&config.replace(&url(&blocked), &both));
     let sent = post_batch(&relay, 1, 40, 700);
     relay.wait_until_delivered(PATIENCE);
-    let indexed: BTreeSet<_> = well.store().indexed.iter().cloned().collect();
-    assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), &sent);
+    assert_indexed(&well, &sent);
     assert!(!blocked.store().requests.is_empty());
     relay.finish(Backlog::Empty);
 }

@@ -27,8 +27,8 @@ pub(crate) enum Mood {
     Small,
     /// Like `Serves`, but it closes the connection without an answer.
     Mute,
-    /// Like `Serves`, but its answer is not one of the collector's.
-    Babbles,
+    /// Like `Serves`, but a proxy answers with this status.
+    Babbles(u16),
     /// The collector forgets the events that are not indexed, and closes the connection.
     Restarts,
     /// The collector accepts only this many events of a request and is then busy. Its answer names
@@ -164,7 +164,7 @@ impl Store {
                 (self.waiting, self.channels) = Default::default();
                 return Answer::hang_up();
             }
-            Mood::Serves | Mood::Small | Mood::Mute | Mood::Babbles | Mood::BusyAfter(_) => {}
+            Mood::Serves | Mood::Small | Mood::Mute | Mood::Babbles(_) | Mood::BusyAfter(_) => {}
         }
         let answer = match request.target.as_str() {
             "/services/collector/event" => {
@@ -180,7 +180,7 @@ impl Store {
         };
         match mood {
             Mood::Mute => Answer::hang_up(),
-            Mood::Babbles => Answer::status(200).body("<html>welcome</html>"),
+            Mood::Babbles(status) => Answer::status(status).body("<html>welcome</html>"),
             Mood::Serves
             | Mood::Small
             | Mood::Refuses(..)

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::{HeaderMap, Response, StatusCode, header};
 use tokio::time::Instant;
 
-use super::api::{Api, Outcome, Reply, Sent};
+use super::api::{Api, Confirm, Outcome, Reply, Sent};
 use super::url::BaseUrl;
 use crate::transport::connection::io_reason;
 use client::ask::NoAnswer;
@@ -106,8 +106,11 @@ pub(super) fn early(
 
 /// Returns the result of a request, which `api` judges. A 2xx that is not the acknowledgement of
 /// the protocol is a failure. Reads the body of the answer until `deadline`, or only drains it if
-/// `api` does not want it ([`read`]). The `bool` is `true` if the body was read to its end, so that
-/// another request can use the connection.
+/// `api` does not want it ([`read`]). The `bool` is `true` if another request can use the
+/// connection: the body was read to its end, and the answer hides no number of a consumer that
+/// confirms requests later. A server that has restarted behind a proxy counts from 0 again. If the
+/// proxy answers for it, it may have given this request the number of an earlier one, which would
+/// be taken for confirmed.
 pub(super) async fn judge(
     api: &dyn Api,
     (base, path): (&BaseUrl, &str),
@@ -121,7 +124,11 @@ pub(super) async fn judge(
         Some(Err(what)) => reply.unclear(&what),
         Some(Ok(())) | None => api.judge(reply, sent),
     };
-    (outcome, answer.is_whole)
+    let gave_none = |confirm: &Confirm| {
+        answer.body.as_ref().is_some_and(|body| (confirm.gave_none)(answer.status, body))
+    };
+    let is_known = matches!(outcome, Outcome::Taken(_)) || api.confirm().is_none_or(gave_none);
+    (outcome, answer.is_whole && is_known)
 }
 
 /// An answer after its body was read.

@@ -283,6 +283,9 @@ pub(crate) struct Confirm {
     pub question: fn(&[u64]) -> Vec<u8>,
     /// Interprets an answer with this status and body.
     pub told: fn(StatusCode, &[u8]) -> Told,
+    /// Returns `true` if an answer to events shows that the consumer itself has given the request
+    /// no number.
+    pub gave_none: fn(StatusCode, &[u8]) -> bool,
 }
 
 /// The meaning of an answer to a question of [`Confirm`].

@@ -123,7 +123,7 @@ fn script(making: &mut Making<'_>, manners: &Manners, own: &Own, acks: Acks) -> 
 fn own_mood(rng: &mut Rng, aside: bool) -> Mood {
     match rng.u32(..6) {
         0 => Mood::Mute,
-        1 => Mood::Babbles,
+        1 => Mood::Babbles(200),
         2 => Mood::Restarts,
         3 if aside => Mood::BusyAfter(rng.usize(..10)),
         4 => Mood::Small,
