@@ -303,7 +303,20 @@ impl<'c, 'a> Table<'c, 'a> {
         range: impl RangeBounds<Duration>,
         meaning: &'static str,
     ) -> Duration {
-        let absent = Absent::same(quoted(&values::show_time(default)));
+        let shown = quoted(&values::show_time(default));
+        self.time_with(name, (default, shown), range, meaning)
+    }
+
+    /// Takes a time whose default depends on other keys. `shown` is the default's text in the
+    /// config reference.
+    pub fn time_with(
+        &mut self,
+        name: &'static str,
+        (default, shown): (Duration, String),
+        range: impl RangeBounds<Duration>,
+        meaning: &'static str,
+    ) -> Duration {
+        let absent = Absent::Default(quoted(&values::show_time(default)), shown);
         self.time_in(name, absent, &bounds(&range), meaning).unwrap_or(default)
     }
 

@@ -55,6 +55,15 @@ pub enum Rejected {
     Retry,
 }
 
+/// The default of `after_server_errors` if a sender waits for the output. The next try of the event
+/// may be 30 s later. That leaves 105 s of three minutes to find the event among the 400 of a
+/// batch: enough for a consumer that takes 10 s to fail.
+const AFTER_SERVER_ERRORS_AWAITED: Duration = secs(45);
+
+/// The longest `after_server_errors` without a warning if a sender waits for the output.
+/// kube-apiserver repeats a batch for about four minutes, and then drops it.
+pub(super) const AFTER_SERVER_ERRORS_MAX: Duration = secs(180);
+
 /// The message for `max_elapsed`, which 0.1 had.
 const MAX_ELAPSED_ENDED: &str = "this key has ended: remove it. The relay keeps sending an event \
     until its consumer takes it, or turns it down while it takes others. To bound what waits for a \
@@ -137,8 +146,9 @@ pub(crate) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
     }
 }
 
-/// Reads `action` (never `None`) and `after_server_errors` of `[output.rejected]`.
-pub(crate) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
+/// Reads `action` (never `None`) and `after_server_errors` of `[output.rejected]`. `is_awaited`: a
+/// sender waits until this output has finished its events.
+pub(crate) fn rejected(t: &mut Table<'_, '_>, is_awaited: bool) -> (Option<Rejected>, Duration) {
     let action = t.choice(
         "action",
         &[
@@ -151,13 +161,16 @@ pub(crate) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
          others; `dead_letter` drops it if dead letters have no directory; `retry` keeps trying \
          it. Dead letters and dropped events count as lost",
     );
-    let after_server_errors = t.time(
+    let default = if is_awaited { AFTER_SERVER_ERRORS_AWAITED } else { secs(3600) };
+    let after_server_errors = t.time_with(
         "after_server_errors",
-        secs(3600),
+        (default, "\"60m\"".to_owned()),
         TIME_MIN..,
         "time after which an event counts as refused if the consumer turns it down in another way \
          than by 400, 413 or 422 (another status, a closed connection, silence) while it accepts \
-         other events",
+         other events. With a listener and `queue.acknowledge = \"delivered\"`, senders wait for \
+         each output with `required = true`: the default is then 45s, and more than 3m causes a \
+         warning",
     );
     (action, after_server_errors)
 }

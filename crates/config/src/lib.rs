@@ -297,7 +297,9 @@ fn whole<'a>(
     let mut limits = t.section("limits", limits::read);
     let queue = t.section("queue", queue::read);
     let filter = filter::filter(&mut t, None);
-    let outputs = t.sections("output", |t| output::read(t, types, &|| entries(types)));
+    // A source only repeats a message after a restart, so it can wait.
+    let is_awaited = queue.acknowledge == Acknowledge::Delivered && !listeners.is_empty();
+    let outputs = t.sections("output", |t| output::read(t, types, is_awaited, &|| entries(types)));
     names.extend(outputs.iter().map(|draft| (draft.path.clone(), draft.shown_name(cx))));
     let dead_letter = t.section("dead_letter", dead_letter::read);
     let meaning = "if present, the relay keeps a log that proves which events it received; \
@@ -322,6 +324,9 @@ fn whole<'a>(
     admin::contradictions(cx, &admin_addresses);
     output::contradictions(cx, &outputs, evidence.is_some());
     output::warn_of_large_events(cx, &outputs);
+    if is_awaited {
+        output::warn_of_long_waits(cx, &outputs);
+    }
     let own = listener::own_addresses(&listeners, &admin_addresses);
     targets::warn(cx, &own, outputs.iter().filter_map(output::Draft::targets));
     dead_letter::warn_without_directory(cx, &dead_letter, &outputs);

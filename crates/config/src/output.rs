@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::delivery::{BatchLimits, Rejected, Retry, Timeouts};
+use super::delivery::{AFTER_SERVER_ERRORS_MAX, BatchLimits, Rejected, Retry, Timeouts};
 use super::filter::{Filter, Section};
 use super::protocol::{OutputKind, OutputType};
 use super::targets::Target;
@@ -111,11 +111,13 @@ pub(super) fn name_of(names: &[(String, Option<String>)], path: &str) -> Option<
     name.clone().filter(|_| names.len() > 1)
 }
 
-/// Reads one `[[output]]`, whose type must be one of `types`. `entries` returns the keys of all
-/// types, for the message about a key that only other types have.
+/// Reads one `[[output]]`, whose type must be one of `types`. `is_awaited`: senders wait for the
+/// required outputs. `entries` returns the keys of all types, for the message about a key that only
+/// other types have.
 pub(crate) fn read(
     t: &mut Table<'_, '_>,
     types: &[OutputType],
+    is_awaited: bool,
     entries: &dyn Fn() -> Vec<Entry>,
 ) -> Draft {
     let name = t.word(
@@ -165,7 +167,8 @@ pub(crate) fn read(
     let timeouts = t.section("timeouts", delivery::timeouts);
     let batch_bytes = kind.map_or(BatchBytes::UNLIMITED, |kind| kind.batch_bytes);
     let batch = t.section("batch", |t| delivery::batch(t, batch_bytes));
-    let (rejected, after_server_errors) = t.section("rejected", delivery::rejected);
+    let (rejected, after_server_errors) =
+        t.section("rejected", |t| delivery::rejected(t, is_awaited && required));
     let final_after = protocol.as_ref().and_then(|kind| kind.final_after);
     let collects = kind.filter(|kind| kind.collects).map(|kind| kind.name);
     let form = kind.map(|kind| kind.form).unwrap_or_default();
@@ -237,6 +240,22 @@ pub(super) fn warn_of_large_events(cx: &Context<'_>, outputs: &[Draft]) {
         {
             cx.problem_at(&key, &key, format!("is not set. {limit}"), Severity::Warning);
         }
+    }
+}
+
+/// Warns of each required output whose `rejected.after_server_errors` is longer than kube-apiserver
+/// repeats a batch. Call this only if senders wait for the required outputs.
+pub(super) fn warn_of_long_waits(cx: &Context<'_>, outputs: &[Draft]) {
+    let is_long = |it: &Output| {
+        it.rejected != Rejected::Retry && it.after_server_errors > AFTER_SERVER_ERRORS_MAX
+    };
+    let required = outputs.iter().filter(|draft| draft.required);
+    for draft in required.filter(|draft| draft.output.as_ref().is_some_and(is_long)) {
+        let key = format!("{}.rejected.after_server_errors", draft.path);
+        let message = "is longer than 3m with queue.acknowledge = \"delivered\": if this consumer \
+                       turns one event down for so long, kube-apiserver stops repeating the \
+                       event's batch, and counts all of it as lost";
+        cx.problem_at(&key, &key, message, Severity::Warning);
     }
 }
 

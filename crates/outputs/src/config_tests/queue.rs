@@ -182,3 +182,53 @@ segment_bytes = {segment_bytes}
         assert!(first.effective().contains(&expected), "{expected}{}", first.effective());
     }
 }
+
+/// The default of `rejected.after_server_errors`, and the warning about a long one, depend on
+/// whether a sender waits for the output.
+#[test]
+fn an_event_that_a_sender_waits_for_is_decided_in_three_minutes() {
+    let listener = "[[listener]]\naddress = '127.0.0.1:1'\n";
+    // This text names a listener, so that no listener is added to it.
+    let source = "# no listener\n[[source]]\nname = 's'\ntype = 'kafka'\nbrokers = ['a:1']\n\
+                  topic = 't'\ngroup = 'g'\n";
+    let output = |required: bool, keys: &str| {
+        format!("[[output]]\nname = 'a'\ntype = 'stdout'\nrequired = {required}\n{keys}")
+    };
+    let other = "[[output]]\nname = 'b'\ntype = 'lumberjack'\naddresses = ['a:1']\n";
+    for (input, acknowledge, required, seconds) in [
+        (listener, "delivered", true, 45),
+        (listener, "delivered", false, 3600),
+        (listener, "queued", true, 3600),
+        (source, "delivered", true, 3600),
+    ] {
+        if input == source && !cfg!(feature = "kafka") {
+            continue;
+        }
+        let queue = format!("{input}[queue]\nacknowledge = '{acknowledge}'\n");
+        let read = |keys: &str| checked(&format!("{queue}{}{other}", output(required, keys)));
+        let shown = |text: &str| {
+            let first = read(text);
+            let after = first.config.as_ref().map(|it| it.outputs[0].after_server_errors);
+            (after.map(|it| it.as_secs()), first)
+        };
+        let (after, first) = shown("");
+        assert_eq!((after, &first.problems[..]), (Some(seconds), &[][..]), "{queue}");
+        assert_eq!(read_with(&first.effective(), TYPES, &super::env).config, first.config);
+        for (keys, warns) in [
+            ("rejected.after_server_errors = '181s'\n", true),
+            ("rejected.after_server_errors = '3m'\n", false),
+            ("rejected = { after_server_errors = '4m', action = 'retry' }\n", false),
+        ] {
+            let (after, first) = shown(keys);
+            assert!(after > Some(179), "{after:?}");
+            let problems: Vec<_> = first.problems.iter().map(|it| it.render("f")).collect();
+            let is_long = |text: &String| {
+                text.contains(
+                    ": output[0].rejected.after_server_errors: warning: is longer than 3m",
+                )
+            };
+            assert_eq!(problems.len(), usize::from(warns && seconds == 45), "{problems:?}");
+            assert!(problems.iter().all(is_long), "{problems:?}");
+        }
+    }
+}
