@@ -70,8 +70,15 @@ impl Relay {
         self.metrics().of_output("output_events_total")
     }
 
-    /// Waits until the consumer has acknowledged `events` events and the relay holds none.
+    /// Waits until the consumer has acknowledged `events` events, each when it was first sent, and
+    /// the relay holds none.
     pub(crate) fn wait_until_empty(&self, events: u64) {
+        let metrics = self.wait_until_delivered(events);
+        assert_eq!(metrics.of_output("output_retries_total"), 0);
+    }
+
+    /// Waits until the consumer has acknowledged `events` events and the relay holds none.
+    pub(crate) fn wait_until_delivered(&self, events: u64) -> Metrics {
         let end = Instant::now() + PATIENCE;
         loop {
             let metrics = self.metrics();
@@ -79,8 +86,7 @@ impl Relay {
             assert!(delivered <= events, "each event is counted once");
             // The numbers of a scrape are not of the same moment, so both of them must be right.
             if delivered == events && metrics.of_output("output_backlog_events") == 0 {
-                assert_eq!(metrics.of_output("output_retries_total"), 0);
-                return;
+                return metrics;
             }
             assert!(Instant::now() < end, "{delivered} of {events} events delivered");
             std::thread::sleep(Duration::from_millis(20));

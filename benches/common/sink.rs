@@ -5,11 +5,13 @@
 
 use std::io;
 use std::io::{BufRead, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use socket2::SockRef;
 
 use crate::work::Work;
 use crate::{interrupt, work};
@@ -97,6 +99,10 @@ struct Shared {
     held_back: AtomicU64,
     /// See [`Sink::expect_more`].
     more: AtomicU64,
+    /// See [`Sink::go_away`].
+    away: Mutex<Option<Duration>>,
+    /// The connections since the last [`Sink::go_away`]; `None` before [`Sink::may_go_away`].
+    connections: Mutex<Option<Vec<TcpStream>>>,
     stopped: AtomicBool,
     /// Locked after each change that a thread may wait for, and by that thread when it checks.
     turn: Mutex<()>,
@@ -138,12 +144,22 @@ impl Sink {
         let shared = Arc::<Shared>::default();
         let for_thread = Arc::clone(&shared);
         let accepting = std::thread::spawn(move || {
-            for stream in listener.incoming() {
+            let mut listener = listener;
+            loop {
+                let (stream, _) = listener.accept().expect("a connection");
                 if for_thread.stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let stream = stream.expect("a connection");
+                if let Some(away) = for_thread.away.lock().expect("no panic").take() {
+                    drop((listener, stream));
+                    std::thread::sleep(away);
+                    listener = TcpListener::bind(address).expect("the port is still ours");
+                    continue;
+                }
                 stream.set_nodelay(true).expect("a TCP socket");
+                if let Some(connections) = &mut *for_thread.connections.lock().expect("no panic") {
+                    connections.push(stream.try_clone().expect("a free descriptor"));
+                }
                 let (wrap, shared) = (wrap.clone(), Arc::clone(&for_thread));
                 std::thread::spawn(move || match wire {
                     Wire::Http | Wire::Zstd => answer(wrap(stream), &shared),
@@ -238,6 +254,25 @@ impl Sink {
         let expected = self.shared.expected.load(Ordering::Relaxed).max(1);
         let more = self.arrived().saturating_sub(expected) * 99 / 100;
         self.shared.framing.store(more * 1_000_000 / expected, Ordering::Relaxed);
+    }
+
+    /// From now on, [`Sink::go_away`] may be called.
+    pub(crate) fn may_go_away(&self) {
+        self.shared.connections.lock().expect("no panic").get_or_insert_default();
+    }
+
+    /// Resets all connections, as a consumer does that ends before it has read everything, and
+    /// refuses new ones for this time.
+    pub(crate) fn go_away(&self, away: Duration) {
+        *self.shared.away.lock().expect("no panic") = Some(away);
+        // This connection wakes the accept loop, unless another one does.
+        drop(TcpStream::connect(self.address));
+        let mut connections = self.shared.connections.lock().expect("no panic");
+        for connection in connections.iter_mut().flat_map(|all| all.drain(..)) {
+            // The other end may have ended it before.
+            drop(SockRef::from(&connection).set_linger(Some(Duration::ZERO)));
+            drop(connection.shutdown(Shutdown::Both));
+        }
     }
 
     /// Counts from 0 again.

@@ -31,9 +31,6 @@ pub const QUARANTINE: &str = "quarantine";
 /// The directory of the events that outputs have set aside.
 pub const ASIDE: &str = "set-aside";
 
-/// The directory with an empty file for each event that is set aside, of the same name.
-pub const ASIDE_NAMES: &str = "set-aside-names";
-
 /// The file whose lock (flock), and that of the queue's directory itself, let only one process use
 /// the directory.
 pub const LOCK: &str = "spool.lock";
@@ -265,10 +262,10 @@ impl RealDisk {
         let grows = AtomicBool::new(false);
         let (root, held) = (root.to_owned(), Vec::new());
         let mut disk = Self { root, held, lock: Some(file), _locked: locked, grows };
-        for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE, ASIDE_NAMES] {
+        for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE] {
             disk.make_directory(name).map_err(failed("make", &disk.root.join(name)))?;
         }
-        for name in ["", SEGMENTS, ASIDE, ASIDE_NAMES] {
+        for name in ["", SEGMENTS, ASIDE] {
             let opened = disk.directory(name).map_err(failed("open", &disk.root.join(name)))?;
             disk.held.push((name, opened));
         }

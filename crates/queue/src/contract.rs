@@ -73,9 +73,31 @@ pub struct Waits {
 }
 
 pub(super) trait Withdraw: Send + Sync {
-    /// Removes the batch with this number, because its sender has gone. Does nothing if an output
-    /// has begun to send the batch, or the writer thread to store it.
-    fn withdraw(&self, number: u64);
+    /// Removes the batch with this number, because its sender has gone. Does nothing, and returns
+    /// `false`, if an output has begun to send the batch, or the writer thread to store it.
+    fn withdraw(&self, number: u64) -> bool;
+
+    /// Returns `true` if no output has joined since the batch with this number was appended.
+    fn is_for_all(&self, number: u64) -> bool;
+}
+
+/// A batch whose sender has no response yet, or had none when this value was made.
+pub struct Appended {
+    batch: Option<(Arc<dyn Withdraw>, u64)>,
+}
+
+impl Appended {
+    /// Removes the batch from the queue. Returns `false` if it stays, because an output has begun
+    /// to send it.
+    pub fn withdraw(&self) -> bool {
+        self.batch.as_ref().is_some_and(|(queue, number)| queue.withdraw(*number))
+    }
+
+    /// Returns `true` if every output of the queue gets the batch, or has got it. An output that
+    /// has joined later does not.
+    pub fn is_for_all(&self) -> bool {
+        self.batch.as_ref().is_some_and(|(queue, number)| queue.is_for_all(*number))
+    }
 }
 
 impl Ticket {
@@ -99,13 +121,17 @@ impl Ticket {
         }
         self.answer
     }
+
+    /// Returns the batch, which the caller may withdraw as dropping the ticket does.
+    pub fn appended(&self) -> Appended {
+        let batch = self.waits.as_ref().map(|waits| (Arc::clone(&waits.queue), waits.number));
+        Appended { batch }
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if let Some(Waits { queue, number, .. }) = &self.waits {
-            queue.withdraw(*number);
-        }
+        self.appended().withdraw();
     }
 }
 

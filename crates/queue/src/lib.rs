@@ -30,20 +30,20 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `contract` `patient` | batches, claims and answers · reads that are tried again |
-//! | 2 | `claims` `identity` `notes` `outputs` `segment` `shelf` | an output's claims · the queue's own number · a file of an output · its counters · a file of the log, byte for byte · files of events that are set aside |
+//! | 2 | `claims` `identity` `notes` `outputs` `segment` | an output's claims · the queue's own number · a file of an output · its counters · a file of the log, byte for byte |
 //! | 3 | `cursors` `memory` `synced` | the file of all cursors · the queue in memory · the file that says where the log ends |
-//! | 4 | `foreign` `place` `tail` | files that the queue did not write · whether a directory can be used · where the log ends |
+//! | 4 | `foreign` `place` `shelf` `tail` | files that the queue did not write · whether a directory can be used · files of events that are set aside · where the log ends |
 //! | 5 | `spool` | the queue in files |
 //! | 6 | `inspect` | the queue's files, seen from outside |
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
-use base::disk::Disk;
+use base::disk::{Disk, RealDisk};
 use base::release::Format;
 use telemetry::{OutputMetrics, Telemetry};
 
@@ -69,7 +69,7 @@ pub use base::fate::Fate;
 pub use base::position::Position;
 pub use contract::Originals;
 pub use contract::{
-    Acceptance, Append, Aside, Backlog, Batch, Claim, Disposition, Fates, Finished, Held,
+    Acceptance, Append, Appended, Aside, Backlog, Batch, Claim, Disposition, Fates, Finished, Held,
     JoinError, Outcome, Redelivery, Refused, Remains, SentLine, Take, Ticket, is_list, lines,
 };
 pub use identity::Identity;
@@ -124,13 +124,30 @@ impl Queue {
         outputs: &[Output],
     ) -> Result<(Self, Vec<Cursor>), OpenError> {
         if let Some(directory) = &config.directory {
-            let (queue, cursors) = spool::Queue::open(directory, config, telemetry, outputs)?;
-            return Ok((Self::Spool(queue), cursors.into_iter().map(Cursor::Spool).collect()));
+            let disk = Arc::new(RealDisk::own(directory)?);
+            return Self::open_on(disk, directory, config, telemetry, outputs);
         }
         let identity = Identity::random()
             .map_err(|error| OpenError::new("read", PathBuf::from("/dev/urandom"), error))?;
         let (queue, cursors) = memory::Queue::new(config, identity, telemetry.queue(), outputs);
         Ok((Self::Memory(queue), cursors.into_iter().map(Cursor::Memory).collect()))
+    }
+
+    /// Opens the queue in files on this disk, as [`Queue::open`] does on the real one. Tests give a
+    /// disk that fails. `directory` is only named in errors.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::open`].
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        config: &config::Queue,
+        telemetry: &Telemetry,
+        outputs: &[Output],
+    ) -> Result<(Self, Vec<Cursor>), OpenError> {
+        let (queue, cursors) = spool::Queue::open(disk, directory, config, telemetry, outputs)?;
+        Ok((Self::Spool(queue), cursors.into_iter().map(Cursor::Spool).collect()))
     }
 
     /// Adds an output at the end of the log while events flow, and returns its cursor.

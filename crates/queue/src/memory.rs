@@ -762,16 +762,25 @@ impl MemoryState {
 
 impl Withdraw for Shared {
     /// Removes the batch that begins at this position, unless it already counts as accepted.
-    fn withdraw(&self, number: u64) {
+    fn withdraw(&self, number: u64) -> bool {
         let first = Position::new(number);
         let mut state = self.lock();
         let index = state.index_at(first);
-        if state.records.get(index).is_some_and(|record| record.first == first && !record.counted) {
-            drop(state.remove(index));
-            state.log_not_full(&self.metrics);
-            drop(state);
-            self.progress.notify_waiters();
+        let is_here = |record: &Record| record.first == first && !record.counted;
+        if !state.records.get(index).is_some_and(is_here) {
+            return false;
         }
+        drop(state.remove(index));
+        state.log_not_full(&self.metrics);
+        drop(state);
+        self.progress.notify_waiters();
+        true
+    }
+
+    fn is_for_all(&self, number: u64) -> bool {
+        let first = Position::new(number);
+        let state = self.lock();
+        state.cursors.iter().all(|(_, cursor)| cursor.gone || cursor.joined <= first)
     }
 }
 

@@ -14,9 +14,7 @@ use super::cursors::{CursorsFile, Found};
 use super::segment::{BadHeader, SegmentHeader};
 use super::{cursors, identity, segment};
 use base::disk;
-use base::disk::{
-    ASIDE, ASIDE_NAMES, Disk, LOCK, OpenError, QUARANTINE, RealDisk, SEGMENTS, SPARES,
-};
+use base::disk::{ASIDE, Disk, LOCK, OpenError, QUARANTINE, RealDisk, SEGMENTS, SPARES};
 
 /// The magic numbers (`linux/magic.h`) of proc, sysfs, cgroup and cgroup2. No file can be made in
 /// them, although their permissions look as if root could.
@@ -85,7 +83,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     read_too(root)?;
-    for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE, ASIDE_NAMES] {
+    for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE] {
         let path = root.join(name);
         refuse_link(&path)?;
         directory(&path)?;

@@ -1,25 +1,42 @@
 //! The events that an output has set aside: one file for each event, in the queue's directory. A
 //! queue in memory has no files, and keeps the lines itself.
 //!
-//! The queue does not interpret the content, a JSON object, but adds its checksum and length. A
-//! file is synced before the claim of its event is final. It is deleted when three things are true:
-//! the event is decided (delivered or given up), the evidence of the decision is durable (if
-//! evidence is recorded), and a saved cursors file does not list the event any more. At startup, a
-//! file whose event is not before the output's place is deleted: the output gets this event from
-//! the log again.
+//! The queue does not interpret the content, a JSON object, but adds its checksum and length.
 //!
-//! A file that is damaged or missing, or that is no regular file, is the loss of its event. The
-//! output counts it as soon as it reads the file, after the start. That a file is missing is known
-//! in two ways: by the cursors file, which lists as many of these events as it has room for, and by
-//! the *note* of the file, an empty file of the same name in another directory. The note is made
-//! before the file, and deleted before it.
+//! The cursors file lists the events that are set aside ([`crate::cursors`]). A start believes the
+//! list, and not the directory: an event is set aside if and only if the list has it. So a start
+//! reads nothing of a file that is not in the list, and the file of a listed event that is damaged
+//! or missing, or that is no regular file, is the loss of the event. The output counts the loss as
+//! soon as it reads the file, after the start. The steps, and what a crash after each leaves:
+//!
+//! 1. The file is written and synced. The output's saved place is not behind the event: the output
+//!    gets it from the log again, and the start deletes the file.
+//! 2. The claim becomes final, and a save of the cursors file moves the place behind the event and
+//!    lists it, in one new file. A crash before the end of the save is one before it.
+//! 3. The event is decided (delivered or given up), and the evidence of this is durable, if any is
+//!    recorded. After a crash, the event is decided again.
+//! 4. A save of the cursors file takes the event off the list. After a crash, the start deletes the
+//!    file.
+//! 5. The file is deleted, without a sync.
+//!
+//! Without a whole cursors file with a list, the directory is believed: each file whose event is
+//! before the output's place is an event that is set aside. Somebody who deletes such a file then
+//! deletes the event without a trace.
+//!
+//! Earlier versions made a *note* for each file, an empty file of the same name in another
+//! directory, because their list was not complete. A start that finds no list reads the notes, too.
+//! The directory of the notes is renamed after the list is saved for the first time, or an earlier
+//! version that runs again would count deleted files of decided events as lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
+use crate::contract::now;
+use crate::cursors;
+use crate::cursors::CursorsFile;
 use base::disk;
-use base::disk::{ASIDE, ASIDE_NAMES, Access, Disk, named};
+use base::disk::{ASIDE, Access, Disk, named};
 use base::position::Position;
 use base::release::Format;
 
@@ -29,13 +46,20 @@ pub(crate) const FORMAT: Format = Format { name: "events set aside", reads: &[1,
 /// The end of a file name, after the output's name, a hyphen, and the position with 20 digits.
 const SUFFIX: &str = ".json";
 
-/// The end of the name of a file that [`disk::replace`] has not finished.
-const UNFINISHED: &str = ".json.new";
+/// Follows the name of a file that [`disk::replace`] has not finished.
+const UNFINISHED: &str = ".new";
 
 /// The end of the new name of something that was in the place of an event's file.
 const NO_EVENT: &str = ".no-event";
 
 const DIGITS: usize = 20;
+
+/// The directory of the notes of earlier versions.
+const NOTES: &str = "set-aside-names";
+
+/// A start deletes at most so many files that no output needs, because each may wait for the disk.
+/// A kill leaves a few of them, and the next starts delete the rest.
+const LEFTOVERS_MAX: usize = 1000;
 
 /// The largest number of bytes that are read from a file. No event is larger.
 const BYTES_MAX: u64 = 1 << 30;
@@ -107,22 +131,8 @@ impl Shelf {
     pub fn store(&self, position: Position, content: &[u8]) -> io::Result<()> {
         let Some(Files { disk, output, .. }) = &self.0 else { return Ok(()) };
         disk.make_directory(ASIDE)?;
-        disk.make_directory(ASIDE_NAMES)?;
-        let (note, name) = (note(output, position), name(output, position));
-        let noted = match disk.create(&note, 0) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            created => created.map(drop),
-        };
-        let synced = noted.and_then(|()| disk.sync_directory(ASIDE_NAMES));
-        let stored = synced.and_then(|()| disk::replace(&**disk, &name, &sealed(content)));
-        stored.map_err(|error| {
-            // Otherwise the event, which is sent from the queue, would count as lost later. A file
-            // without its note is only sent again.
-            disk.remove(&note).ok();
-            disk.remove(&name).ok();
-            disk.sync_directory(ASIDE_NAMES).ok();
-            named(&name)(error)
-        })
+        let name = name(output, position);
+        disk::replace(&**disk, &name, &sealed(content)).map_err(named(&name))
     }
 
     /// Reads the file of an event. Blocks.
@@ -205,133 +215,147 @@ pub(crate) fn load(disk: &dyn Disk, name: &str) -> io::Result<Loaded> {
     Ok(Loaded { content, damage })
 }
 
-/// Deletes the files of events that are no longer set aside. Only the first failure is logged.
-pub(super) fn delete(disk: &dyn Disk, events: &[(String, Position)]) {
-    if let Err(error) = remove(disk, events) {
-        tracing::warn!(
-            %error,
-            "cannot delete the files of events that are no longer set aside: these events are sent \
-             again after the next start"
-        );
-    }
-}
-
-/// Deletes the notes of events, and then their files. What is no file, such as a directory, gets
-/// another name. An error does not stop the others, and the first one is returned.
-fn remove(disk: &dyn Disk, events: &[(String, Position)]) -> io::Result<()> {
-    let (mut result, mut was_noted, mut files) = (Ok(()), false, Vec::new());
-    for (output, position) in events {
-        let note = note(output, *position);
-        match is_there(disk.remove(&note)) {
-            Ok(is_noted) => {
-                was_noted |= is_noted;
-                files.push(name(output, *position));
-            }
-            Err(error) => result = result.and(Err(named(&note)(error))),
-        }
-    }
-    if was_noted {
-        // If only a file were gone after a power loss, its event would count as lost.
-        disk.sync_directory(ASIDE_NAMES)?;
-    }
+/// Deletes files that no output needs. What is no file, such as a directory, gets another name.
+/// Only the first failure is logged.
+pub(super) fn delete(disk: &dyn Disk, files: impl IntoIterator<Item = String>) {
+    let mut failed = None;
     for file in files {
         let removed = match disk.remove(&file) {
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
                 disk.rename(&file, &format!("{file}{NO_EVENT}"))
             }
-            removed => is_there(removed).map(drop),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
         };
-        result = result.and(removed.map_err(named(&file)));
+        failed = failed.or(removed.map_err(named(&file)).err());
     }
-    result
-}
-
-/// Returns `false` if the file does not exist.
-fn is_there<T>(done: io::Result<T>) -> io::Result<bool> {
-    match done {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        done => done.map(|_| true),
-    }
-}
-
-fn note(output: &str, position: Position) -> String {
-    format!("{ASIDE_NAMES}/{output}-{:020}{SUFFIX}", position.get())
-}
-
-/// Returns `true` if the file of this event should exist.
-pub(crate) fn is_noted(disk: &dyn Disk, output: &str, position: Position) -> io::Result<bool> {
-    is_there(disk.open(&note(output, position), Access::Read))
-}
-
-pub(crate) fn name(output: &str, position: Position) -> String {
-    format!("{ASIDE}/{output}-{:020}{SUFFIX}", position.get())
-}
-
-/// The positions and file sizes of the events that were set aside, by the output's name.
-pub(crate) type Found = BTreeMap<String, Vec<(Position, u64)>>;
-
-/// Deletes the files that an earlier process has not finished, and names the others that are no
-/// events. Failures to delete are only logged.
-pub(crate) fn tidy(disk: &dyn Disk) -> io::Result<()> {
-    let names = match disk.list(ASIDE) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        names => names.map_err(named(ASIDE))?,
-    };
-    for file in names.iter().filter(|file| file.ends_with(UNFINISHED)) {
-        if let Err(error) = disk.remove(&format!("{ASIDE}/{file}")) {
-            tracing::warn!(
-                file,
-                %error,
-                "cannot delete an unfinished file in set-aside/: nothing is lost, but it takes up \
-                 disk space"
-            );
-        }
-    }
-    let is_foreign = |file: &&String| !file.ends_with(UNFINISHED) && parts(file).is_none();
-    let foreign: Vec<_> = names.iter().filter(is_foreign).collect();
-    if let Some(file) = foreign.first() {
-        tracing::warn!(
-            file,
-            files = foreign.len(),
-            "files in set-aside/ are not events of the relay: they are left alone; find out who \
-             writes to queue.directory"
-        );
-    }
-    Ok(())
-}
-
-/// Returns the events that outputs have set aside. What is missing, or is no regular file, counts
-/// as an event of 0 bytes, which can't be read.
-pub(crate) fn find(disk: &dyn Disk) -> io::Result<Found> {
-    let mut found = Found::new();
-    let names = |directory| match disk.list(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        names => names.map(BTreeSet::from_iter).map_err(named(directory)),
-    };
-    // A relay deletes a note before its file, and may run now.
-    let (noted, there) = (names(ASIDE_NAMES)?, names(ASIDE)?);
-    for file in noted.union(&there) {
-        let Some((output, position)) = parts(file) else { continue };
-        let path = format!("{ASIDE}/{file}");
-        let bytes = match disk.open(&path, Access::Read).and_then(|file| file.bytes()) {
-            Err(error) if disk::may_pass(&error) => return Err(named(&path)(error)),
-            bytes => bytes.unwrap_or_default(),
-        };
-        found.entry(output.to_owned()).or_default().push((position, bytes));
-    }
-    found.values_mut().for_each(|events| events.sort_unstable());
-    Ok(found)
-}
-
-pub(super) fn remove_all(disk: &dyn Disk, output: &str, events: &[(Position, u64)]) {
-    let events: Vec<_> = events.iter().map(|(at, _)| (output.to_owned(), *at)).collect();
-    if let Err(error) = remove(disk, &events) {
+    if let Some(error) = failed {
         tracing::warn!(
             %error,
             "cannot delete files in set-aside/ that no output needs: nothing is lost, but they \
              take up disk space"
         );
     }
+}
+
+/// Renames the directory with the notes of an earlier version, if there is one.
+pub(super) fn retire_notes(disk: &dyn Disk) {
+    let renamed = disk.rename(NOTES, &format!("{NOTES}.old-{}", now()));
+    match renamed.and_then(|()| disk.sync_directory("")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(
+            %error,
+            "cannot rename set-aside-names/: delete it before you start an earlier version, which \
+             may otherwise count delivered events as lost"
+        ),
+        _ => {}
+    }
+}
+
+pub(crate) fn name(output: &str, position: Position) -> String {
+    format!("{ASIDE}/{output}-{:020}{SUFFIX}", position.get())
+}
+
+/// The events that were set aside, and what else is in their directory.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// The positions of the events, by the output's name. A file may be missing. Without a list,
+    /// events that are not before the output's place are here too, and are not set aside.
+    pub(crate) events: BTreeMap<String, BTreeSet<Position>>,
+    /// The paths of the files that no output needs.
+    pub(crate) leftovers: Vec<String>,
+    /// The first name that is not an event of an output, and the number of these names.
+    pub(crate) foreign: (Option<String>, u64),
+    /// The number of events without a file in a list that may be old.
+    pub(crate) unknown: u64,
+}
+
+/// Finds the events that outputs have set aside, by their names alone.
+pub(crate) fn find(
+    disk: &dyn Disk,
+    cursors: &cursors::Found,
+    is_output: impl Fn(&str) -> bool,
+) -> io::Result<Found> {
+    let (lists_all, is_whole) = (cursors.lists_all(), cursors.state == CursorsFile::Whole);
+    let listed = cursors.contents.as_ref().map(cursors::Contents::listed).unwrap_or_default();
+    let mut found = Found::default();
+    if is_whole {
+        found.events.clone_from(&listed);
+    }
+    for file in list(disk, ASIDE)? {
+        let finished = file.strip_suffix(UNFINISHED).unwrap_or(&file);
+        match parts(finished).filter(|(output, _)| is_output(output)) {
+            None => {
+                found.foreign.1 += 1;
+                found.foreign.0.get_or_insert(file);
+            }
+            Some((output, position)) if finished == file && !lists_all => {
+                found.events.entry(output.to_owned()).or_default().insert(position);
+            }
+            Some((output, position)) => {
+                let events = found.events.get(output);
+                if finished != file || events.is_none_or(|events| !events.contains(&position)) {
+                    found.leftovers.push(format!("{ASIDE}/{file}"));
+                }
+            }
+        }
+    }
+    for note in if lists_all { Vec::new() } else { list(disk, NOTES)? } {
+        if let Some((output, position)) = parts(&note).filter(|(output, _)| is_output(output)) {
+            found.events.entry(output.to_owned()).or_default().insert(position);
+        }
+    }
+    let missing = |(name, events): (&String, &BTreeSet<_>)| match found.events.get(name) {
+        Some(found) => events.difference(found).count(),
+        None => events.len(),
+    };
+    found.unknown = listed.iter().map(missing).sum::<usize>() as u64;
+    Ok(found)
+}
+
+fn list(disk: &dyn Disk, directory: &str) -> io::Result<Vec<String>> {
+    match disk.list(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        names => names.map_err(named(directory)),
+    }
+}
+
+/// Returns the size of the file of each event. What is missing, or is no regular file, counts as an
+/// event of 0 bytes, which can't be read.
+pub(super) fn sizes(
+    disk: &dyn Disk,
+    output: &str,
+    events: &BTreeSet<Position>,
+) -> io::Result<Vec<(Position, u64)>> {
+    let sized = events.iter().map(|position| {
+        let path = name(output, *position);
+        match disk.open(&path, Access::Read).and_then(|file| file.bytes()) {
+            Err(error) if disk::may_pass(&error) => Err(named(&path)(error)),
+            bytes => Ok((*position, bytes.unwrap_or_default())),
+        }
+    });
+    sized.collect()
+}
+
+/// Deletes the files that no output needs, and logs which names in the directory are not the
+/// relay's.
+pub(super) fn tidy(disk: &dyn Disk, leftovers: Vec<String>, foreign: (Option<String>, u64)) {
+    if let (Some(file), files) = foreign {
+        tracing::warn!(
+            file,
+            files,
+            "files in set-aside/ are not events of the relay: they are left alone; find out who \
+             writes to queue.directory"
+        );
+    }
+    if leftovers.len() > LEFTOVERS_MAX {
+        tracing::warn!(
+            files = leftovers.len(),
+            deleted = LEFTOVERS_MAX,
+            "set-aside/ has many files that no output needs: a part of them is deleted at each \
+             start; find out who writes to queue.directory"
+        );
+    }
+    delete(disk, leftovers.into_iter().take(LEFTOVERS_MAX));
 }
 
 /// Returns the output and the position in a file name; `None` for another name.
@@ -345,8 +369,7 @@ fn parts(file: &str) -> Option<(&str, Position)> {
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
-    use testing::simulated_disk::{Operation, SimulatedDisk};
+    use testing::simulated_disk::SimulatedDisk;
 
     use super::*;
 
@@ -359,7 +382,7 @@ mod tests {
 
         fn remove(&self, output: &str, position: Position) {
             if position != Position::new(4) {
-                delete(&*self.0, &[(output.to_owned(), position)]);
+                delete(&*self.0, [name(output, position)]);
             }
         }
     }
@@ -376,45 +399,33 @@ mod tests {
             let content = format!("{{\"event\":{position}}}");
             shelf.store(Position::new(position), content.as_bytes()).expect("no fault is set");
         }
-        let at = |position, bytes| (Position::new(position), bytes);
         let unfinished = format!("{}.new", name("archive", Position::new(20)));
         disk.create(&unfinished, 10).expect("no fault is set");
-        tidy(&*disk).expect("no fault is set");
-        assert!(disk.open(&unfinished, Access::Read).is_err());
-        let found = find(&*disk).expect("no fault is set");
+        disk.create(&name("stranger", Position::new(1)), 10).expect("no fault is set");
+        let cursors = cursors::read(&*disk).expect("no fault is set");
+        let found = || find(&*disk, &cursors, |name| name != "stranger").expect("no fault is set");
+        let at = |positions: &[u64]| positions.iter().copied().map(Position::new).collect();
+        let Found { events, leftovers, foreign, unknown } = found();
+        let archive: BTreeSet<_> = at(&[4, 12]);
+        let all = [("archive".to_owned(), archive.clone()), ("archive-7".to_owned(), at(&[3]))];
+        assert_eq!(events, all.into());
+        assert_eq!((&leftovers[..], foreign.1, unknown), (&[unfinished][..], 1, 0));
         let seal = r#"{"crc32c":"01234567","bytes":10,"#.len() as u64;
-        assert_eq!(found["archive"], [at(4, seal + 10), at(12, seal + 11)]);
-        assert_eq!(found["archive-7"], [at(3, seal + 10)]);
+        let sized = sizes(&*disk, "archive", &archive).expect("no fault is set");
+        assert_eq!(
+            sized.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(),
+            [seal + 10, seal + 11]
+        );
         assert_eq!(plain.load(Position::new(12)).expect("it is there").content, br#"{"event":12}"#);
         assert!(plain.is_changed(Position::new(12), b"other"));
         plain.remove(Position::new(12));
         plain.remove(Position::new(12));
         plain.remove(Position::new(4));
-        remove_all(&*disk, "archive-7", &found["archive-7"]);
-        let left = find(&*disk).expect("no fault is set");
-        assert_eq!(left.into_values().collect::<Vec<_>>(), [[at(4, seal + 10)]]);
-    }
-
-    /// The event stays in the queue and is sent from there. A note without a file would count it as
-    /// lost after the next start.
-    #[test]
-    fn a_file_that_can_not_be_written_leaves_no_note() {
-        use Operation::{Create, Rename, Sync, SyncDirectory, Write};
-        for operation in [Create, SyncDirectory, Write, Sync, Rename] {
-            for after in 0..2 {
-                let disk = Arc::new(SimulatedDisk::new(1));
-                let owner = Arc::new(Known(Arc::clone(&disk) as _));
-                let shelf = Shelf::in_files(Arc::clone(&disk) as _, "archive", owner);
-                disk.fail(operation, after, Errno::IO);
-                if shelf.store(Position::new(7), b"{}").is_ok() {
-                    continue;
-                }
-                disk.calm();
-                let found = find(&*disk).expect("the disk is well again");
-                let lost = |events: &[(Position, u64)]| events.iter().any(|(_, bytes)| *bytes == 0);
-                assert!(!found.values().any(|it| lost(it)), "{operation:?} {after}: {found:?}");
-            }
-        }
+        numbered.remove(Position::new(3));
+        tidy(&*disk, leftovers, foreign);
+        let left = found();
+        assert_eq!(left.events, [("archive".to_owned(), at(&[4]))].into());
+        assert_eq!(left.leftovers, Vec::<String>::new());
     }
 
     #[test]

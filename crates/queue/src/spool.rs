@@ -34,7 +34,7 @@ use super::identity::Identity;
 use super::outputs::{Output, show_start};
 use super::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
 use super::{cursors, identity, segment, synced};
-use base::disk::{Disk, OpenError, Place, RealDisk};
+use base::disk::{Disk, OpenError, Place};
 use base::lock::lock;
 use base::position::Position;
 use config::WhenFull;
@@ -305,12 +305,12 @@ impl Queue {
     ///
     /// The directory can't be used, or the threads can't be started.
     pub fn open(
+        disk: Arc<dyn Disk>,
         directory: &Path,
         config: &config::Queue,
         telemetry: &Telemetry,
         outputs: &[Output],
     ) -> Result<(Self, Vec<Cursor>), OpenError> {
-        let disk = Arc::new(RealDisk::own(directory)?);
         let (queue, cursors, writer) = recovery::open(disk, directory, config, telemetry, outputs)?;
         let (upkeep, shared) = (Arc::clone(&writer.upkeep), Arc::clone(&queue.shared));
         let name = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -668,8 +668,13 @@ impl Drop for Joining {
 
 impl Withdraw for Shared {
     /// Removes a batch, unless the writer thread has taken it already.
-    fn withdraw(&self, number: u64) {
-        self.lock().writing.withdraw(number);
+    fn withdraw(&self, number: u64) -> bool {
+        self.lock().writing.withdraw(number)
+    }
+
+    /// No sender waits for outputs, so nobody asks.
+    fn is_for_all(&self, _number: u64) -> bool {
+        false
     }
 }
 

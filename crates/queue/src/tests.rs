@@ -3,6 +3,7 @@
 use super::outputs::Output;
 use telemetry::{Filtered, OutputMetrics, Telemetry};
 
+mod earlier;
 mod format_1;
 
 fn embedded_config() -> config::Queue {

@@ -314,7 +314,8 @@ fn the_last_version_reads_all_that_this_one_writes() {
         else {
             continue;
         };
-        for part in bytes.chunks(*size) {
+        // The list behind the two slots of `cursors` is not read.
+        for part in bytes.chunks(*size).take(2) {
             let version = version_at(part, magic, 8).unwrap_or_else(|| panic!("{path}"));
             assert!(version <= reads[format], "{path} is of version {version}");
             seen.insert(*format);

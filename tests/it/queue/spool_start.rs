@@ -139,9 +139,7 @@ fn a_path_that_is_a_file_or_leads_through_one() {
 fn a_link_in_the_place_of_a_file_is_not_followed() {
     let outside = tempfile::tempdir().unwrap();
     let victim = outside.path().join("victim");
-    for name in
-        ["cursors", "spool.lock", "segments", "spare", "quarantine", "set-aside", "set-aside-names"]
-    {
+    for name in ["cursors", "spool.lock", "segments", "spare", "quarantine", "set-aside"] {
         let (spool, consumer) = (Spool::new(), Tallying::tcp().closed());
         fill(&spool, &consumer);
         std::fs::write(&victim, "somebody's").unwrap();

@@ -35,7 +35,7 @@ const STORED: &str = "stored-lines";
 const NOON: u64 = 1_780_315_200;
 
 /// The start of the fault about events without evidence.
-const WITHOUT: &str = "events came in while evidence was off or could not be written";
+const WITHOUT: &str = "came in while evidence was off or could not be written";
 
 /// The start of the fault about a relay that ran and recorded nothing, not even a heartbeat.
 const SILENT: &str = "nothing was recorded for";
@@ -437,7 +437,9 @@ fn accepted(book: &Book, from: Duration, to: Duration) -> usize {
 /// Returns how many events without evidence `evidence verify` reports.
 fn without(said: &str) -> usize {
     let lines = said.lines().filter_map(|line| line.split_once(WITHOUT));
-    lines.filter_map(|(before, _)| before.split_whitespace().last()?.parse::<usize>().ok()).sum()
+    lines
+        .filter_map(|(before, _)| before.split_whitespace().rev().nth(1)?.parse::<usize>().ok())
+        .sum()
 }
 
 /// Returns `true` if the only faults are about events without evidence or about silence, and before

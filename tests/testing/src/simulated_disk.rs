@@ -14,7 +14,7 @@ use std::{fmt, io, mem};
 
 use rustix::io::Errno;
 
-use base::disk::{ASIDE, ASIDE_NAMES, Access, Disk, File, QUARANTINE, SEGMENTS, SPARES};
+use base::disk::{ASIDE, Access, Disk, File, QUARANTINE, SEGMENTS, SPARES};
 
 /// The number of bytes that reach the medium as a whole or not at all.
 const SECTOR: usize = 512;
@@ -412,6 +412,10 @@ impl File for SimulatedFile {
         state.begin_whole(self.disk.boot, Operation::Bytes)?;
         Ok(state.file(self.number).seen.len() as u64)
     }
+
+    fn is_linked(&self) -> io::Result<bool> {
+        Ok(self.disk.state().seen.values().any(|number| *number == self.number))
+    }
 }
 
 struct State {
@@ -630,7 +634,7 @@ fn split(name: &str) -> (&str, &str) {
 
 fn exists(directory: &str) -> io::Result<()> {
     let is_evidence = directory.split('/').next() == Some("evidence");
-    let others = ["", SEGMENTS, SPARES, QUARANTINE, ASIDE, ASIDE_NAMES];
+    let others = ["", SEGMENTS, SPARES, QUARANTINE, ASIDE];
     let there = is_evidence || others.contains(&directory);
     failed((!there).then_some(Errno::NOENT))
 }

@@ -1,6 +1,7 @@
 //! The events that the outputs of a relay have not finished, as its queue's directory shows them:
 //! their positions and number, and whether the relay is still running.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
@@ -108,17 +109,28 @@ impl Directory {
         cursors: &cursors::Found,
         output: Option<&str>,
     ) -> Result<u64, Error> {
-        let mut found = shelf::find(&*self.disk).map_err(|error| self.failed(ASIDE, error))?;
-        cursors.add_aside(&mut found);
+        let found = self.shelved(cursors)?;
         let contents = cursors.contents.as_ref();
         let of = found.iter().filter(|(name, _)| output.is_none_or(|output| output == **name));
         let counted = of.map(|(name, events)| {
             let place = contents.map_or(Position::MAX, |contents| {
                 contents.outputs.get(name).map_or(Position::START, |place| place.position)
             });
-            events.iter().filter(|(position, _)| *position < place).count() as u64
+            events.iter().filter(|position| **position < place).count() as u64
         });
         Ok(counted.sum())
+    }
+
+    /// Returns the events that outputs have set aside. Without a list, some of them may come from
+    /// the log.
+    pub(super) fn shelved(
+        &self,
+        cursors: &cursors::Found,
+    ) -> Result<BTreeMap<String, BTreeSet<Position>>, Error> {
+        let contents = cursors.contents.as_ref();
+        let is_output = |name: &str| contents.is_none_or(|it| it.outputs.contains_key(name));
+        let found = shelf::find(&*self.disk, cursors, is_output);
+        Ok(found.map_err(|error| self.failed(ASIDE, error))?.events)
     }
 
     /// Passes all undamaged lines from `from` on, and all faults, to `tell`, the oldest first. If

@@ -8,6 +8,7 @@
 //! them. The cursors file is read again before missing events are reported, because a running relay
 //! may just have deleted a segment that is no longer needed.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
@@ -19,10 +20,11 @@ use crate::segment::{
     Check, Damage, FIRST_RECORD, Found, LogOffset, RECORD_HEADER, Record, SEGMENT_HEADER, Scan,
     Seed, SegmentFile, SegmentHeader, WINDOW,
 };
+use crate::shelf::Loaded;
 use crate::synced::Synced;
 use crate::tail::{Known, Tail};
 use crate::{cursors, segment, shelf};
-use base::disk::{ASIDE, File};
+use base::disk::File;
 use base::position::Position;
 
 pub(super) struct Want<'a> {
@@ -100,31 +102,24 @@ impl<'a, 't> Walk<'a, 't> {
     /// Reads the events that outputs have set aside.
     fn aside(&mut self) -> Result<(), Error> {
         let disk = &*self.directory.disk;
-        let cursors = self.directory.cursors()?;
-        let mut found = shelf::find(disk).map_err(|error| self.directory.failed(ASIDE, error))?;
-        cursors.add_aside(&mut found);
-        for (output, events) in found {
-            for (position, _) in events {
+        let shelved = || self.directory.shelved(&self.directory.cursors()?);
+        let mut faults = Vec::new();
+        for (output, events) in shelved()? {
+            for position in events {
                 let file = shelf::name(&output, position);
                 let error = match shelf::load(disk, &file) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        let noted = shelf::is_noted(disk, &output, position);
-                        let is_noted =
-                            noted.map_err(|error| self.directory.failed(ASIDE, error))?;
-                        if !is_noted && !self.directory.cursors()?.lists(&output, position) {
-                            // A relay has deleted the file since.
-                            continue;
-                        }
-                        error
-                    }
+                    Ok(Loaded { damage: None, .. }) => continue,
+                    Ok(Loaded { damage: Some(damage), .. }) => io::Error::other(damage),
                     Err(error) => error,
-                    Ok(loaded) => match loaded.damage {
-                        Some(damage) => io::Error::other(damage),
-                        None => continue,
-                    },
                 };
+                faults.push((output.clone(), position, Fault::Unreadable { file, error }));
+            }
+        }
+        // A relay may have deleted some of the files since.
+        let shelved = if faults.is_empty() { BTreeMap::new() } else { shelved()? };
+        for (output, position, fault) in faults {
+            if shelved.get(&output).is_some_and(|events| events.contains(&position)) {
                 let positions = position..position.next();
-                let fault = Fault::Unreadable { file, error };
                 self.find(&Finding { fault, events: 1, positions })?;
             }
         }

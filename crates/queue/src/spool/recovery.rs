@@ -39,16 +39,16 @@
 //! | 20 | the last segment can't be written, cut or synced | it is read as it is, and new records go into a new segment | an old file may belong to another user |
 //! | | **other files** | | |
 //! | 21 | `*.incoming`, `*.spare` | the upkeep deletes them | nobody was told that something in them is safe |
-//! | 24 | a file in `set-aside/` whose event is before its output's place, also in cases 2 and 3 | the output tries the event again | it was set aside, and the log may not have it any more |
-//! | 25 | a file in `set-aside/` whose event is not before its output's place | it is deleted | the output gets the event from the log |
-//! | 28 | an event of case 24 that whole cursors list, without a file and a name | as 24; the output counts it as lost when it reads the file | somebody has deleted both: the relay deletes them after a save of the cursors without the event |
-//! | 26 | a file in `set-aside/` of an output that whole cursors do not name, or of one that the config does not name | it is deleted; as 5 if the cursors file names the output | as 5 |
+//! | 24 | an event before its output's place that whole cursors list as set aside, with or without a file | the output tries the event again, or counts it as lost when it reads the file | it was set aside, and the log may not have it any more; the relay deletes a file after a save of the cursors without the event |
+//! | 25 | a file in `set-aside/` that whole cursors do not list, or whose event is not before its output's place | it is deleted | the event is decided, or the output gets it from the log |
+//! | 28 | a file in `set-aside/` whose event is before its output's place, without whole cursors or without their list | as 24 | the event may be set aside |
+//! | 26 | a file in `set-aside/` of an output that the config does not name | if the cursors file names the output, it is deleted, and as 5; otherwise it is left alone | as 5 |
 //! | 27 | a file in `segments/` that the queue did not write ([`foreign`]) | it is left alone, and nothing is counted; before the log reaches its position, it gets another name | no event of the log is in it |
 //! | | **a read fails** ([`Patient`]) | | |
 //! | 22 | and of a segment, `cursors` or `synced` nothing can be read for half a minute | the start is refused, and nothing is changed | the disk is unreachable, and its data may be whole |
 //! | 23 | and other parts of the file can be read | damage | a sector is bad, and must not keep the relay from starting |
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -124,13 +124,14 @@ pub(super) fn open(
     });
     judged.map_err(failed("read a file of", SEGMENTS))?;
     let abandoned = not_taken(&reading).map_err(failed("read", SEGMENTS))?;
-    shelf::tidy(&*disk).map_err(failed("read", ASIDE))?;
-    let mut aside = shelf::find(&reading).map_err(failed("read", ASIDE))?;
-    // Case 28.
-    let unknown = found.add_aside(&mut aside);
-    if unknown > 0 {
+    let is_output = |name: &str| {
+        let is_named = contents.is_some_and(|contents| contents.outputs.contains_key(name));
+        is_named || outputs.iter().any(|output| output.name == name)
+    };
+    let mut aside = shelf::find(&reading, &found, is_output).map_err(failed("read", ASIDE))?;
+    if aside.unknown > 0 {
         tracing::warn!(
-            events = unknown,
+            events = aside.unknown,
             "half of the cursors file is damaged, and the other half lists events as set aside that \
              have no file: either they were delivered or counted as lost later, or somebody has \
              deleted their files and they are lost without a count"
@@ -143,11 +144,16 @@ pub(super) fn open(
         state.log.given_up = contents.map(given_up).unwrap_or_default();
     }
     if let Some(contents) = contents {
-        count_removed(&mut state, contents, telemetry, outputs, &aside);
+        count_removed(&mut state, contents, telemetry, outputs, &aside.events);
     }
-    let indices = join_all(&mut state, &reading, &found, outputs, &mut aside);
+    let indices = join_all(&mut state, &reading, &found, outputs, &mut aside.events);
+    let indices = indices.map_err(failed("read", ASIDE))?;
     // Cases 25 and 26.
-    aside.iter().for_each(|(output, events)| shelf::remove_all(&*disk, output, events));
+    let rest = aside.events.iter().flat_map(|(output, events)| {
+        events.iter().map(move |position| shelf::name(output, *position))
+    });
+    let leftovers = aside.leftovers.into_iter().chain(rest).collect();
+    shelf::tidy(&*disk, leftovers, aside.foreign);
 
     show(&metrics, config.max_bytes, state.log.end.position);
     let shared = Arc::new(Shared {
@@ -257,7 +263,7 @@ fn count_removed(
     contents: &Contents,
     telemetry: &Telemetry,
     outputs: &[Output],
-    aside: &shelf::Found,
+    aside: &BTreeMap<String, BTreeSet<Position>>,
 ) {
     let removed =
         contents.outputs.iter().filter(|(name, _)| outputs.iter().all(|kept| kept.name != **name));
@@ -265,7 +271,7 @@ fn count_removed(
         let dropped = cursors::missing_from(&state.log.holes, place.position).0;
         // Case 26.
         let aside = aside.get(name).into_iter().flatten();
-        let aside = aside.filter(|(position, _)| *position < place.position).count() as u64;
+        let aside = aside.filter(|position| **position < place.position).count() as u64;
         let events = (state.log.end.position - place.position).saturating_sub(dropped) + aside;
         tracing::info!(
             output = name,
@@ -325,8 +331,8 @@ fn join_all(
     disk: &dyn Disk,
     found: &cursors::Found,
     outputs: &[Output],
-    aside: &mut shelf::Found,
-) -> Vec<usize> {
+    aside: &mut BTreeMap<String, BTreeSet<Position>>,
+) -> io::Result<Vec<usize>> {
     let mut indices = Vec::with_capacity(outputs.len());
     for output in outputs {
         let mut cursor = join(state, disk, found, output);
@@ -339,15 +345,16 @@ fn join_all(
             let is_named =
                 found.contents.as_ref().is_some_and(|it| it.outputs.contains_key(&output.name));
             if let Some(events) = aside.get_mut(&output.name).filter(|_| is_named || !is_whole) {
-                // Case 24.
-                let place = cursor.claims.watermark();
-                cursor.found = events.extract_if(.., |(at, _)| *at < place).collect();
+                // Cases 24 and 28.
+                let rest = events.split_off(&cursor.claims.watermark());
+                let before = std::mem::replace(events, rest);
+                cursor.found = shelf::sizes(disk, &output.name, &before)?;
             }
             begin(&mut cursor, backlog);
         }
         indices.push(state.insert_cursor(cursor));
     }
-    indices
+    Ok(indices)
 }
 
 /// Makes the cursor of an output (cases 1 to 3), or of the evidence recorder.

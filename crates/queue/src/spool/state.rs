@@ -656,12 +656,13 @@ impl WriterState {
         self.segment_bytes.next_multiple_of(BLOCK)
     }
 
-    /// Removes a waiting batch and its plan, unless the writer has taken it already.
-    pub(super) fn withdraw(&mut self, number: u64) {
+    /// Removes a waiting batch and its plan, and returns `true`, unless the writer has taken the
+    /// batch already.
+    pub(super) fn withdraw(&mut self, number: u64) -> bool {
         let Ok(index) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number) else {
-            return;
+            return false;
         };
-        let Some(withdrawn) = self.waiting.remove(index) else { return };
+        let Some(withdrawn) = self.waiting.remove(index) else { return false };
         // If this batch was to begin a segment, the next batch of that segment begins it instead.
         let next = self.waiting.get_mut(index).filter(|next| next.opens.is_none());
         let behind = index + usize::from(withdrawn.opens.is_some());
@@ -669,13 +670,14 @@ impl WriterState {
             (Some(size), Some(next)) => next.opens = Some(size),
             (Some(size), None) => {
                 self.accounting.withdraw_new(size, self.waiting.len() == index);
-                return;
+                return true;
             }
             (None, _) => {}
         }
         if self.waiting.range(behind..).all(|waiting| waiting.opens.is_none()) {
             self.accounting.withdraw_here(withdrawn.needed());
         }
+        true
     }
 
     /// Removes all waiting batches. The caller corrects the plans in `accounting` under the same

@@ -22,6 +22,7 @@ mod aside;
 mod damage;
 mod foreign;
 mod optional;
+mod power;
 mod simulation;
 mod threads;
 

@@ -109,6 +109,8 @@ pub(super) struct Upkeep {
     /// `true` if it was logged that delivered segments can't be deleted at present.
     told_kept: bool,
     told_unsaved: bool,
+    /// `true` until the first save, after which the notes of an earlier version are not needed.
+    has_notes: bool,
 }
 
 /// Does chores until the queue is closed. The writer thread does the last work ([`Upkeep::end`]).
@@ -147,6 +149,7 @@ impl Upkeep {
             told_stuck: false,
             told_kept: false,
             told_unsaved: false,
+            has_notes: true,
         }
     }
 
@@ -310,8 +313,12 @@ impl Upkeep {
             self.shared.wakes.progress.notify_waiters();
         }
         drop(state);
+        if std::mem::take(&mut self.has_notes) {
+            shelf::retire_notes(&*self.shared.disk);
+        }
         // While the file listed an event, its missing file was its loss.
-        shelf::delete(&*self.shared.disk, &unshelved);
+        let files = unshelved.iter().map(|(output, position)| shelf::name(output, *position));
+        shelf::delete(&*self.shared.disk, files);
         Ok(())
     }
 

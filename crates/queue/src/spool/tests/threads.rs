@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::contract::Redelivery;
+use base::disk::RealDisk;
 
 const SENDERS: usize = 64;
 
@@ -21,8 +22,9 @@ const NAMES: [&str; 3] = ["quick", "slow", "clumsy"];
 fn open(directory: &Path, config: &config::Queue) -> (Queue, Vec<Cursor>, Telemetry) {
     let telemetry = Telemetry::new();
     let (_, outputs) = outputs(&telemetry, &NAMES);
-    let (queue, cursors) =
-        Queue::open(directory, config, &telemetry, &outputs).expect("it can be used");
+    let disk = Arc::new(RealDisk::own(directory).expect("nobody else has it"));
+    let opened = Queue::open(disk, directory, config, &telemetry, &outputs);
+    let (queue, cursors) = opened.expect("it can be used");
     (queue, cursors, telemetry)
 }
 
