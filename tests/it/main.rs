@@ -33,6 +33,7 @@ mod ingest {
     mod limits;
     mod one_of_many;
     mod post_quantum;
+    mod repeated;
     mod tls;
     mod tls_failures;
 

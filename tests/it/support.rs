@@ -65,6 +65,7 @@ pub(crate) mod tally;
 pub(crate) mod tansu;
 pub(crate) mod tcp_sink;
 pub(crate) mod terminal;
+pub(crate) mod webhook;
 pub(crate) mod witness;
 
 use std::hash::BuildHasher as _;

@@ -6,7 +6,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `answer` `buffer` `policy` `sender` `token` | answers · the memory of bodies · what the config says of all listeners · refused senders in the log · the bearer token |
+//! | 1 | `answer` `buffer` `policy` `repeats` `sender` `token` | answers · the memory of bodies · what the config says of all listeners · batches that are repeated · refused senders in the log · the bearer token |
 //! | 2 | `connection` `handshake` `in_flight` `pieces` `settings` | phases and deadlines · TLS · bytes in flight · a list that is larger than memory · what the config says of one listener |
 //! | 3 | `terms` | what requests share |
 //! | 4 | `gate` `upload` | the limits of all listeners · a body that arrives |
@@ -37,6 +37,7 @@ mod in_flight;
 mod ingest;
 mod pieces;
 mod policy;
+mod repeats;
 mod requests;
 mod sender;
 mod session;

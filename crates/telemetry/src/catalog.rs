@@ -102,6 +102,8 @@ catalog! {
     pub struct ListenerMetrics [LISTENER] {
         pub requests: Each<Code, Counter> = "requests_total",
             "Requests that got a response, by listener and status code.";
+        pub joined: Counter = "requests_joined_total",
+            "Requests that joined the batch of an earlier request with the same body.";
         pub duration: Histogram = "request_duration_seconds",
             "Time from the end of a request's head to its response.", buckets: &REQUEST_SECONDS;
         pub received: Counter = "received_bytes_total",

@@ -6,64 +6,13 @@ use std::thread::JoinHandle;
 
 use crate::support::http::Response;
 use crate::support::prelude::*;
+use crate::support::webhook::{Sent, send_as_kube_apiserver};
 
 /// The pauses and timeouts of kube-apiserver's client are divided by this number.
 const FASTER: u32 = 30;
 
 /// The bytes of a batch that the queue counts besides its lines.
 const OVERHEAD: usize = 256;
-
-/// The fate of a batch at kube-apiserver's webhook client: the refusals, and whether the batch was
-/// accepted in the end.
-struct Sent {
-    accepted: bool,
-    refusals: Vec<Response>,
-}
-
-/// Sends a batch as the webhook backend of k8s.io/apiserver does, with times divided by `FASTER`.
-/// The client makes 5 attempts. The pause between them is 10 s, then 1.5 times as long each time,
-/// plus up to 20 %. Within an attempt it retries up to 10 times in 30 s, as long as the answer is
-/// 429 or 5xx and has a whole number of seconds in Retry-After.
-fn send_as_kube_apiserver(address: SocketAddr, body: &[u8]) -> Sent {
-    let mut sent = Sent { accepted: false, refusals: Vec::new() };
-    let mut pause = Duration::from_secs(10) / FASTER;
-    for attempt in 0..5 {
-        if attempt > 0 {
-            std::thread::sleep(pause.mul_f64(1.0 + 0.2 * random()));
-            pause = pause.mul_f64(1.5);
-        }
-        let end = Instant::now() + Duration::from_secs(30) / FASTER;
-        for _ in 0..=10 {
-            let Ok(response) = http::post(address, "/audit?timeout=30s", "application/json", body)
-            else {
-                break;
-            };
-            if response.status == 200 {
-                sent.accepted = true;
-                return sent;
-            }
-            let again = response.status == 429 || response.status >= 500;
-            let wait: Option<u32> =
-                response.header("retry-after").and_then(|wait| wait.parse().ok());
-            sent.refusals.push(response);
-            let Some(wait) = wait.filter(|_| again) else { break };
-            let wait = Duration::from_secs(1) * wait / FASTER;
-            if Instant::now() + wait > end {
-                break;
-            }
-            std::thread::sleep(wait);
-        }
-    }
-    sent
-}
-
-/// Returns a random number from 0 to 1.
-fn random() -> f64 {
-    use std::hash::BuildHasher as _;
-    #[allow(clippy::cast_precision_loss, reason = "a draw, not a count")]
-    let draw = std::hash::RandomState::new().hash_one(()) as f64;
-    draw / 2.0_f64.powi(64)
-}
 
 fn assert_refusal(response: &Response, status: u16, retry_after: std::ops::RangeInclusive<u32>) {
     assert_eq!(response.status, status, "{}", response.text());
@@ -101,7 +50,7 @@ fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
             std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(10) * u32::try_from(seed).unwrap());
                 let batch = generated_batch(seed, 20, 1250);
-                (seed, send_as_kube_apiserver(address, &batch))
+                (seed, send_as_kube_apiserver(address, &batch, FASTER))
             })
         })
         .collect();

@@ -49,6 +49,7 @@ impl Gate {
             in_flight: Arc::new(InFlight::new(telemetry.in_flight())),
             volume: Arc::clone(telemetry.volume()),
             pool: Arc::new(Pool::default()),
+            repeats: Arc::default(),
             dead_letters,
             decoding: Arc::new(Semaphore::new(DECODING_KIB as usize)),
             policy: ArcSwap::from_pointee(Policy::new(limits, queue_config)),

@@ -20,11 +20,12 @@ use super::buffer::Buffer;
 use super::in_flight::Reservation;
 use super::pieces::{Pieces, Unfit};
 use super::policy::Policy;
+use super::repeats::Digest;
 use super::terms::{DECODING_KIB, Shared, Terms};
 use super::upload::{Arriving, Upload};
 use audit::{Invalid, Isa, LIST_HEAD, Split};
 use config::Acknowledge;
-use queue::{Append, Held, Refused, Ticket};
+use queue::{Append, Held, Refused};
 use telemetry::Rejection;
 use transform::volume::{Seen, Volume};
 
@@ -80,16 +81,20 @@ pub(super) async fn ingest(mut upload: Upload) -> Answer {
         pieces: None,
         gathered: BytesMut::new(),
         events: 0,
+        is_counted: false,
     };
     match batch.take(*is_gzip, body).await {
         Ok(notes) => {
-            let (events, rejected) = (batch.events, notes.rejected.count);
+            let (events, rejected, is_counted) =
+                (batch.events, notes.rejected.count, batch.is_counted);
             tracing::debug!(events, rejected, bytes = body.sent, "batch accepted");
             if let Some(whole_at) = body.whole_at {
                 let now = Instant::now();
                 terms.connection.metrics().accepted_after(now.duration_since(whole_at), now);
             }
-            terms.connection.noted(notes, &shared.dead_letters);
+            if !is_counted {
+                terms.connection.noted(notes, &shared.dead_letters);
+            }
             answer::accepted(events, rejected)
         }
         Err(refusal) => upload.refuse(refusal).await,
@@ -110,6 +115,8 @@ struct Batch<'a> {
     gathered: BytesMut,
     /// The number of events that are acknowledged.
     events: u64,
+    /// `true` if another request with the same body has counted the notes about its events.
+    is_counted: bool,
 }
 
 impl Batch<'_> {
@@ -118,19 +125,22 @@ impl Batch<'_> {
         let whole = if is_gzip { self.inflate(body).await? } else { self.collect(body).await? };
         body.whole_at = Some(Instant::now());
         if self.pieces.is_none() {
-            return self.take_whole(whole).await;
+            let is_awaited = self.policy.queue.acknowledge == Acknowledge::Delivered;
+            return self.take_whole(whole, is_awaited).await;
         }
         let gathered = self.gathered.split().freeze();
         self.read(gathered, 0).await?;
         self.finish().await
     }
 
-    /// Takes a body, or the beginning of a list, that is in memory as a whole.
-    async fn take_whole(&mut self, whole: Buffer) -> Result<Notes, Refusal> {
+    /// Takes a body, or the beginning of a list, that is in memory as a whole. If `may_join` is
+    /// `true`, a repeated body joins its earlier batch.
+    async fn take_whole(&mut self, whole: Buffer, may_join: bool) -> Result<Notes, Refusal> {
         let keeps_list = whole.len() >= LIST_MIN && self.shared.queue.keeps_list(whole.len());
+        let how = How { keeps_list, may_join, max: self.max };
         let decoded = match whole.len() {
-            ..=INLINE_MAX => decode(whole, keeps_list, self.max, &self.shared.volume)?,
-            _ => self.decode_off_thread(whole, keeps_list).await?,
+            ..=INLINE_MAX => decode(whole, how, &self.shared.volume)?,
+            _ => self.decode_off_thread(whole, how).await?,
         };
         match decoded {
             // The last line of a body without a final line break is stored with one. A body of
@@ -140,8 +150,11 @@ impl Batch<'_> {
             Decoded::Whole(append, ..) if append.lines.len() > self.max => {
                 Err(Refusal::too_large(self.policy.limits.max_body))
             }
-            Decoded::Whole(append, seen, notes) => {
-                self.append(append, seen, false).await?;
+            Decoded::Whole(append, seen, notes, digest) => {
+                match digest.filter(|_| append.events > 0) {
+                    Some(digest) => self.append_once(append, seen, digest).await?,
+                    None => self.append(append, seen, false).await?,
+                }
                 Ok(notes)
             }
             Decoded::ByPieces(body, _turn) => {
@@ -166,10 +179,7 @@ impl Batch<'_> {
         if events == 0 {
             return Ok(());
         }
-        // If the sender goes, the queue may keep the batch for a moment longer than this function.
-        let (in_flight, max) = (&self.shared.in_flight, self.policy.limits.max_in_flight);
-        let share = std::mem::replace(&mut self.share, Reservation::new(in_flight, max));
-        let share: Held = Some(Arc::new(share));
+        let share: Held = Some(Arc::new(self.take_share()));
         let deadline = Instant::now() + self.policy.queue.delivered_timeout;
         let mut ticket = loop {
             match self.shared.queue.append_holding(append.clone(), share.clone()) {
@@ -184,11 +194,49 @@ impl Batch<'_> {
         let at_once = ticket.acknowledged().now_or_never();
         match at_once {
             Some(acknowledged) => acknowledged?,
-            None => self.wait_for(&mut ticket).await?,
+            None => self.wait_for(ticket.acknowledged()).await?,
         }
         self.shared.volume.count(seen);
         self.events += events;
         Ok(())
+    }
+
+    /// Does what [`Batch::append`] does, unless an earlier request has brought the same body: this
+    /// request then waits for that batch.
+    async fn append_once(
+        &mut self,
+        append: Append,
+        seen: Seen,
+        digest: Digest,
+    ) -> Result<(), Refusal> {
+        let (shared, events) = (self.shared, append.events);
+        let metrics = self.terms.connection.metrics();
+        let share: Held = Some(Arc::new(self.take_share()));
+        let append = || shared.queue.append_holding(append, share.clone());
+        let mut attempt = shared.repeats.enter((Arc::clone(&metrics.label), digest), append)?;
+        if attempt.is_repetition {
+            metrics.joined.increment(1);
+        }
+        // The lines of a repetition are gone.
+        let _share = share.filter(|_| !attempt.is_repetition);
+        self.wait_for(attempt.acknowledged()).await?;
+        if attempt.is_repetition {
+            // The batch was accepted when it was begun, and its sender was refused since.
+            metrics.refusals.accepted();
+        }
+        match attempt.accept() {
+            true => shared.volume.count(seen),
+            false => self.is_counted = true,
+        }
+        self.events += events;
+        Ok(())
+    }
+
+    /// Takes the share of the body in `InFlight`, for work that may end later than the request, if
+    /// the sender goes.
+    fn take_share(&mut self) -> Reservation {
+        let (in_flight, max) = (&self.shared.in_flight, self.policy.limits.max_in_flight);
+        std::mem::replace(&mut self.share, Reservation::new(in_flight, max))
     }
 
     /// Adds the next bytes of the body to `whole` or, if the body does not fit into memory, reads
@@ -230,7 +278,7 @@ impl Batch<'_> {
         let split = task.await.map_err(|_| Refusal::shutting_down())?;
         let (mut pieces, complete) = split.map_err(|unfit| self.unfit(unfit))?;
         if let Some(complete) = complete {
-            *pieces.notes() = self.take_whole(complete).await?;
+            *pieces.notes() = self.take_whole(complete, false).await?;
         }
         self.pieces = Some(Box::new(pieces));
         Ok(())
@@ -339,11 +387,15 @@ impl Batch<'_> {
         }
     }
 
-    async fn wait_for(&self, ticket: &mut Ticket) -> Result<(), Refusal> {
+    /// Waits for the queue's response, for at most `delivered_timeout`.
+    async fn wait_for(
+        &self,
+        acknowledged: impl Future<Output = Result<(), Refused>>,
+    ) -> Result<(), Refusal> {
         let deadline = Instant::now() + self.policy.queue.delivered_timeout;
         tokio::select! {
             biased;
-            acknowledged = timeout_at(deadline, ticket.acknowledged()) => match acknowledged {
+            acknowledged = timeout_at(deadline, acknowledged) => match acknowledged {
                 Ok(acknowledged) => acknowledged.map_err(Refusal::from),
                 Err(_) => Err(too_late(self.policy.queue.acknowledge)),
             },
@@ -397,22 +449,16 @@ impl Batch<'_> {
     /// body decides how many permits of `decoding` it takes. If the request ends before the permits
     /// are taken, the body is not decoded. If the request ends later, it still is, and keeps its
     /// permits until then.
-    async fn decode_off_thread(
-        &mut self,
-        body: Buffer,
-        keeps_list: bool,
-    ) -> Result<Decoded, Refusal> {
+    async fn decode_off_thread(&mut self, body: Buffer, how: How) -> Result<Decoded, Refusal> {
         let (decoding, volume) =
             (Arc::clone(&self.shared.decoding), Arc::clone(&self.shared.volume));
-        let max_body = self.max;
         let kib = u32::try_from(body.len() / 1024).unwrap_or(u32::MAX).clamp(1, DECODING_KIB);
         // The bytes count until the body is decoded, also if the request ends before.
-        let (in_flight, max) = (&self.shared.in_flight, self.policy.limits.max_in_flight);
-        let share = std::mem::replace(&mut self.share, Reservation::new(in_flight, max));
+        let share = self.take_share();
         let done = async {
             let turn = decoding.acquire_many_owned(kib).await.ok()?;
             let task = tokio::task::spawn_blocking(move || {
-                let decoded = match decode(body, keeps_list, max_body, &volume) {
+                let decoded = match decode(body, how, &volume) {
                     Ok(Decoded::ByPieces(body, _)) => Ok(Decoded::ByPieces(body, Some(turn))),
                     decoded => decoded,
                 };
@@ -456,23 +502,29 @@ fn too_late(acknowledge: Acknowledge) -> Refusal {
 /// A body that was in memory as a whole.
 #[allow(clippy::large_enum_variant, reason = "nearly all values are of the large variant")]
 enum Decoded {
-    /// The lines of the body, samples of them for the volume by cause, and the notes.
-    Whole(Append, Seen, Notes),
+    /// The lines of the body, samples of them for the volume by cause, the notes and, with
+    /// [`How::may_join`], the digest of the body.
+    Whole(Append, Seen, Notes, Option<Digest>),
     /// A large list with bytes that are not UTF-8. It becomes up to three times as large when they
     /// are replaced, so its events are read one by one, under the permits of its decoding.
     ByPieces(Bytes, Option<OwnedSemaphorePermit>),
 }
 
-/// Checks and splits a body that is completely in memory.
-///
-/// If `keeps_list` is `true`, a list of events may stay as it was received ([`Append::list`]). The
-/// lines may have `max` bytes.
-fn decode(
-    mut body: Buffer,
+/// How a body is decoded.
+#[derive(Clone, Copy)]
+struct How {
+    /// `true` if a list of events may stay as it was received ([`Append::list`]).
     keeps_list: bool,
+    /// `true` if the body may be a repetition, which its digest tells.
+    may_join: bool,
+    /// The maximum number of bytes of the lines.
     max: usize,
-    volume: &Volume,
-) -> Result<Decoded, Invalid> {
+}
+
+/// Checks and splits a body that is completely in memory.
+fn decode(mut body: Buffer, how: How, volume: &Volume) -> Result<Decoded, Invalid> {
+    let How { keeps_list, may_join, max } = how;
+    let digest = may_join.then(|| Digest::of(body.bytes()));
     let text = body.with_room();
     let scanned = match keeps_list {
         true => audit::scan_keeping_list(text),
@@ -496,7 +548,7 @@ fn decode(
     };
     let (mut seen, notes) = (Seen::default(), Notes { rejected, mended, trimmed: 0 });
     volume.look(&lines, list.as_ref(), events, &mut seen);
-    Ok(Decoded::Whole(Append { lines, list, events, levels }, seen, notes))
+    Ok(Decoded::Whole(Append { lines, list, events, levels }, seen, notes, digest))
 }
 
 impl From<Invalid> for Refusal {

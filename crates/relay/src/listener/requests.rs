@@ -14,6 +14,7 @@ use super::head::read_head;
 use super::ingest::ingest;
 use super::terms::Terms;
 use super::upload::{Arriving, Upload};
+use config::Acknowledge;
 use telemetry::Rejection;
 
 /// Answers a request of a connection with these terms. The first check that refuses the request
@@ -138,6 +139,10 @@ fn limit(request: &mut Request<Upload>) -> Result<(), Refusal> {
     }
     if terms.shared.in_flight.is_full(limits.max_in_flight) {
         return Err(Refusal::in_flight_full());
+    }
+    // A repetition needs no room, and only its body tells that it is one.
+    if policy.queue.acknowledge == Acknowledge::Delivered && !terms.shared.repeats.is_empty() {
+        return Ok(());
     }
     let length = if *is_gzip { 0 } else { length.unwrap_or(0) };
     Ok(terms.shared.queue.admits(length)?)

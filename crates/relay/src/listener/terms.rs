@@ -11,6 +11,7 @@ use super::buffer::Pool;
 use super::connection::Connection;
 use super::in_flight::InFlight;
 use super::policy::Policy;
+use super::repeats::Repeats;
 use super::settings::Settings;
 use delivery::DeadLetters;
 use queue::Queue;
@@ -27,6 +28,7 @@ pub(super) struct Shared {
     pub(super) in_flight: Arc<InFlight>,
     pub(super) volume: Arc<Volume>,
     pub(super) pool: Arc<Pool>,
+    pub(super) repeats: Arc<Repeats>,
     /// Keeps the items of bodies that are not audit events.
     pub(super) dead_letters: DeadLetters,
     /// The permits for decoding bodies at the same time, one for each KiB.
