@@ -23,8 +23,8 @@ pub struct Failure {
     /// `true` if the events of the request may be the reason: the consumer had a connection, and
     /// turned the request down by a status, a close, silence, or an answer that can't be read.
     pub may_be_the_events: bool,
-    /// `true` if the consumer said that it took the request, in words that can't be read: it may
-    /// have stored the events.
+    /// `true` if the consumer may have stored the events: it said that it took the request, in
+    /// words that can't be read, or an attempt to store an object had an unknown end.
     pub may_be_stored: bool,
 }
 
@@ -41,6 +41,11 @@ impl Failure {
             may_be_the_events: was_reached,
             may_be_stored: false,
         }
+    }
+
+    /// Returns `true` if the consumer asks for a pause.
+    pub(super) fn asks(&self) -> bool {
+        self.retry_after.is_some() || self.reason == AttemptError::Status429
     }
 
     /// Notes that the events of the request are not the reason: for example, the consumer has not

@@ -38,6 +38,7 @@ const REST: u32 = 9;
 /// release             Held                      Pending
 /// wait                Burying                   Waiting
 /// end_wait            Waiting                   Pending
+/// end_turn            PassedOver                Pending, Waiting
 /// change              PassedOver, Pending       Pending, PassedOver
 /// change              Pending, PassedOver       Burying
 /// change              OnWire                    Burying
@@ -61,7 +62,8 @@ pub(crate) enum State {
     /// written to a file. An event that can't be set aside is `Waiting`.
     Burying,
     /// An event that the consumer turns down, and that can't be set aside, because the disk or the
-    /// room for such events is full. It waits here for its next try, and holds up no other claim.
+    /// room for such events is full. Or an event for which alone the consumer has asked for a
+    /// pause. It waits here for its next try, and holds up no other claim.
     Waiting,
 }
 
@@ -90,7 +92,8 @@ pub(crate) struct Work {
     pub(super) is_overtaken: bool,
     /// The responses by which consumers have turned the claim down.
     pub trial: Trial,
-    /// The next try of a claim that is `Waiting`.
+    /// The next try of a claim that is `Waiting`. If it is `PassedOver`, the end of the pause that
+    /// the consumer has asked for it.
     pub(super) due: Option<Instant>,
     /// The number of times that the event could not be set aside.
     pub(super) waits: u32,
@@ -103,6 +106,11 @@ impl Work {
 
     pub(super) fn with_remainder(self, is_remainder: bool) -> Self {
         Self { is_remainder, ..self }
+    }
+
+    /// Returns `true` during the pause that the consumer has asked for this event.
+    pub(super) fn rests(&self) -> bool {
+        self.due.is_some_and(|due| due > Instant::now())
     }
 
     fn part(&self, claim: Claim, events: u64) -> Self {
@@ -214,6 +222,11 @@ impl InFlight {
 
     pub(crate) fn get(&self, start: Position) -> Option<&Work> {
         self.table.get(&start).map(|(_, work)| work)
+    }
+
+    /// Returns `true` if a claim was turned down or passed over.
+    pub(super) fn has_doubted(&self) -> bool {
+        self.table.values().any(|(_, work)| work.trial.is_doubted())
     }
 
     /// Returns the first position of the claims that are not decided. A `Burying` claim is not
@@ -394,13 +407,29 @@ impl InFlight {
     /// one before.
     pub(super) fn wait(&mut self, claim: Claim) {
         self.cursor.release(claim);
+        self.end_try(claim);
         let Some(work) = self.remove(claim.start) else { return };
-        if let Some((_, at)) = self.tried.take_if(|(tried, _)| *tried == claim.start) {
-            self.rests_until = Some(Instant::now() + at.elapsed() * REST);
-        }
         let pause = (WAIT_MIN * (1 << work.waits.min(8))).min(WAIT_MAX);
         let (due, waits) = (Some(Instant::now() + pause), work.waits.saturating_add(1));
         self.put(State::Waiting, Work { due, waits, ..work });
+    }
+
+    /// The consumer takes others: a claim that was passed over becomes pending, or waits until the
+    /// end of the pause that the consumer has asked for it alone.
+    pub(super) fn end_turn(&mut self, claim: Claim) {
+        if !self.get(claim.start).is_some_and(Work::rests) {
+            return self.change(claim, State::Pending);
+        }
+        self.end_try(claim);
+        let Some(work) = self.remove(claim.start) else { return };
+        self.put(State::Waiting, Work { waits: work.waits.max(1), ..work });
+    }
+
+    /// Ends the try of a claim that has waited, if it is this one: it waits again.
+    fn end_try(&mut self, claim: Claim) {
+        if let Some((_, at)) = self.tried.take_if(|(tried, _)| *tried == claim.start) {
+            self.rests_until = Some(Instant::now() + at.elapsed() * REST);
+        }
     }
 
     /// Returns the moment of the next try of a claim that waits. `None` if none waits, or while one
@@ -426,9 +455,15 @@ impl InFlight {
         Some(claim)
     }
 
-    /// Makes all claims pending that wait, because the drain has begun.
+    /// Makes all claims pending that wait, because the drain has begun, and ends the pauses that
+    /// the consumer has asked for single events.
     pub(super) fn end_waits(&mut self) {
         while self.end_wait().is_some() {}
+        for claim in self.claims(State::PassedOver) {
+            if let Some((_, work)) = self.table.get_mut(&claim.start) {
+                work.due = None;
+            }
+        }
     }
 
     /// Cuts a released claim at a position inside it. Both parts keep the claim's state. Each
@@ -444,10 +479,11 @@ impl InFlight {
         }
     }
 
-    /// Says whether a claim may share a batch with other remainders.
-    pub(super) fn share(&mut self, claim: Claim, may_share: bool) {
+    /// Lets a claim share a batch with other remainders. An event that was turned down alone does
+    /// so only if the consumer judges each event.
+    pub(super) fn share(&mut self, claim: Claim, judges_events: bool) {
         if let Some((_, work)) = self.table.get_mut(&claim.start) {
-            work.is_remainder |= may_share;
+            work.is_remainder |= judges_events || !work.trial.was_alone();
         }
     }
 
@@ -509,9 +545,10 @@ impl InFlight {
         let start = work.claim.start;
         work.is_taken &= state == State::OnWire;
         work.is_overtaken &= state == State::OnWire;
-        work.due = work.due.filter(|_| state == State::Waiting);
+        work.due = work.due.filter(|_| matches!(state, State::Waiting | State::PassedOver));
         self.taken += usize::from(work.is_taken);
-        self.due.extend(work.due.map(|due| (due, start)));
+        let due = work.due.filter(|_| state == State::Waiting);
+        self.due.extend(due.map(|due| (due, start)));
         if let Some((before, old)) = self.table.insert(start, (state, work)) {
             self.leave(before, &old);
         }

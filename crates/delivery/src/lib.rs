@@ -12,8 +12,8 @@
 //! | 1 | `filter` `tap` | which events leave, and as what · events that a person looks at |
 //! | 2 | `failure` `lines` `trial` `offload` `tapped` `rate` | why an attempt failed · lines of a batch · what a turned down event is tried for · work that takes long · copies for taps · bytes a second |
 //! | 3 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` `reason` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint · why events are given up |
-//! | 4 | `link` `pacing` `turns` `aside` | the contract with a protocol · when something is sent · how many events a request has, and which event takes its turn · events that have left the queue and are tried again |
-//! | 5 | `filtering` `health` `orders` | the events of a batch that leave · "down" and "up again" · the orders that a delivery hears |
+//! | 4 | `link` `pacing` `turns` `aside` | the contract with a protocol · when something is sent · how many events a request has, and how many tries there are · events that have left the queue and are tried again |
+//! | 5 | `filtering` `health` `orders` `search` | the events of a batch that leave · "down" and "up again" · the orders that a delivery hears · which event takes its turn |
 //! | 6 | `given_up` | events that leave the queue without having been delivered, and their files |
 //! | 7 | `ledger` | every decision about claims |
 //! | 8 | `run` | the loop: it waits, and asks the ledger |
@@ -44,6 +44,7 @@ mod rate;
 mod reason;
 pub mod retry;
 mod run;
+mod search;
 pub mod tap;
 mod tapped;
 mod trial;

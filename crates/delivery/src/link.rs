@@ -294,8 +294,13 @@ pub enum Event {
     /// The link asks for its orderly end. No claim waits for a response.
     Closed,
     /// A link that reports refusals, or results out of order, has ended. Claims on the wire are
-    /// sent again; other claims keep their state. `None` if the end is no failure.
-    Gone(Option<Failure>),
+    /// sent again; other claims keep their state.
+    Gone {
+        /// The reason of the end; `None` if it is no failure.
+        failure: Option<Failure>,
+        /// The events of the request that failed; `None` if they are all that is on the wire.
+        request: Option<Claim>,
+    },
     /// The link can send nothing because of this failure, but keeps trying.
     #[cfg(any(feature = "kafka", test))]
     Troubled(Failure),

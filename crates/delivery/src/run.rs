@@ -422,8 +422,8 @@ impl<C: Connect> Delivery<C> {
                 self.ledger.start_over();
                 return Some(Ended::Closed);
             }
-            Event::Gone(failure) => {
-                self.ledger.on_gone(failure.as_ref(), consumer);
+            Event::Gone { failure, request } => {
+                self.ledger.on_gone(failure.as_ref(), request, consumer);
                 return Some(Ended::Gone(failure));
             }
             #[cfg(any(feature = "kafka", test))]

@@ -38,7 +38,7 @@ const TRIES_OF_DOUBT: u32 = 24;
 
 /// The number of other failures after which an event may be given up. Pauses grow, so the fourth
 /// comes 7 s after the first.
-const TRIES_OF_FAILURES: u32 = 4;
+pub(super) const TRIES_OF_FAILURES: u32 = 4;
 
 /// The number of refusals of an event that is set aside without a pause in between: a balancer
 /// sends the next request to another backend.
@@ -166,6 +166,8 @@ pub(super) struct Circumstances {
     pub server_errors: Duration,
     /// `true` if the relay drains, and its queue ends with it.
     pub drains: bool,
+    /// The pause that the consumer has asked for.
+    pub(super) asked: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,6 +220,12 @@ impl Trial {
         self.since.is_some()
     }
 
+    /// Returns `true` if the claim was turned down or passed over, and the consumer has taken
+    /// others since.
+    pub(super) fn is_proven(&self, conduct: &Conduct) -> bool {
+        self.since.is_some_and(|since| conduct.works_since(since))
+    }
+
     /// Notes that the event was turned down alone by a response with this number. `took_others`:
     /// the same response has accepted other events. `may_repeat`: the event is sent again at once
     /// after every second failure.
@@ -246,7 +254,13 @@ impl Trial {
         }
     }
 
-    pub(crate) fn set_aside(self, answer: Answer, conducts: &Conducts, consumer: usize) -> Retrial {
+    pub(crate) fn set_aside(
+        self,
+        answer: Answer,
+        conducts: &Conducts,
+        consumer: usize,
+        asked: Option<Duration>,
+    ) -> Retrial {
         let now = Instant::now();
         let mut retrial = Retrial {
             since: now,
@@ -260,8 +274,8 @@ impl Trial {
             conduct: conducts.of(consumer),
             elsewhere: 0,
         };
-        if answer == Answer::Failed || self.counted >= TRIES_AT_ONCE {
-            retrial.wait(true);
+        if answer == Answer::Failed || self.counted >= TRIES_AT_ONCE || asked.is_some() {
+            retrial.wait(true, asked);
         }
         retrial
     }
@@ -333,8 +347,9 @@ impl Retrial {
             }
         }
         let is_elsewhere = self.consumer.is_some_and(|counted| counted != consumer);
-        self.wait(counts || is_elsewhere);
-        if counts && answer == Answer::Refused && self.refusals < TRIES_AT_ONCE {
+        self.wait(counts || is_elsewhere, now.asked);
+        let is_asked = now.asked.is_some();
+        if counts && answer == Answer::Refused && self.refusals < TRIES_AT_ONCE && !is_asked {
             self.at_once();
         } else if now.drains {
             self.due = self.due.min(Instant::now() + PAUSE_MIN);
@@ -383,7 +398,7 @@ impl Retrial {
 
     /// A try failed for a reason that does not depend on the event, such as a broken connection.
     pub(crate) fn failed(&mut self) {
-        self.wait(false);
+        self.wait(false, None);
     }
 
     pub(crate) fn at_once(&mut self) {
@@ -436,13 +451,14 @@ impl Retrial {
     }
 
     /// Sets the moment of the next try. If the last counted response is a refusal and `counts` is
-    /// `true`, the pause is always the same. Otherwise, pauses grow.
-    fn wait(&mut self, counts: bool) {
+    /// `true`, the pause is always the same. Otherwise, pauses grow. A pause is at least as long as
+    /// the consumer has `asked` for.
+    fn wait(&mut self, counts: bool, asked: Option<Duration>) {
         let (pause, next) = match self.answer {
             Answer::Refused if counts => (PAUSE_REFUSED, PAUSE_MIN),
             Answer::Refused | Answer::Failed => (self.pause, (2 * self.pause).min(PAUSE_MAX)),
         };
-        self.due = Instant::now() + pause;
+        self.due = Instant::now() + pause.max(asked.unwrap_or_default());
         self.pause = next;
     }
 }

@@ -1,32 +1,51 @@
-//! Decides how many events the next request has, and which event takes its turn, without I/O.
+//! Decides how many events the next request has, and how many tries are made before a pause,
+//! without I/O. [`Search`](super::search::Search) finds the event that takes its turn.
 //!
 //! **The size of a request follows the consumer.** The first failure of a request may be an
 //! accident, unless it is a refusal. Each further failure halves the next request, down to a single
 //! event. Each acceptance makes it four times as large, so that a balancer that answers
-//! every second request with an error still gets large ones. A single event that fails again lets
-//! another one take its turn, which lies further ahead each time: after 11 failures in a row, 2,000
-//! events are passed over. As soon as the consumer accepts something, the events that were passed
-//! over are sent.
+//! every second request with an error still gets large ones.
+//!
+//! **Whether the consumer works is asked with single events.** After two failures in a row, or one
+//! that asks for a pause, nothing tells the events of a request from an outage. So the next request
+//! has one event. If that fails too, another one takes its turn, which lies further ahead each
+//! time: after 6 failures in a row, 4,000 events are passed over. As soon as the consumer accepts
+//! something, the events that were passed over are sent.
 //!
 //! The size of a request is its number of positions, with the events that the filter drops.
 //!
 //! Nothing pauses for a single event. The pauses are for a consumer that takes nothing: they begin
-//! when everything that could be tried was tried, or after [`FIRST_TRIES`] failures in a row. After
-//! each pause, a few more tries are made.
+//! after [`FIRST_TRIES`] failures in a row, or when everything that could be tried was tried. After
+//! each pause, a few more tries are made. A pause that a response asks for is for everything if the
+//! next responses ask for one too.
+
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::failure::Failure;
+use super::trial::Answer;
 use base::position::Position;
 
-/// The number of failures in a row before the first pause. It takes 13 to halve a request of 5,000
-/// events down to one, and 13 more to pass over 8,000 events. Most of the others are events of a
-/// run that are known to be at fault.
-const FIRST_TRIES: u32 = 128;
+/// The number of failures in a row before the first pause: a request and its repetition, and four
+/// single events. A failure that asks for a pause counts twice.
+const FIRST_TRIES: u32 = 6;
 
-/// The number of failures between two later pauses, and the number of events between two pauses
-/// that were passed over and are tried although the consumer has accepted nothing.
-const MORE_TRIES: u32 = 4;
+/// The number of failures in a row before the first pause if an event was found to be at fault in
+/// the last [`RUN_TIME`]: the next ones may belong to the same run.
+const RUN_TRIES: u32 = 128;
+
+const RUN_TIME: Duration = Duration::from_secs(10);
+
+/// The number of failures between two later pauses.
+const MORE_TRIES: u32 = 2;
+
+/// The number of events between two pauses that were passed over, and never tried, and are tried
+/// although the consumer has accepted nothing.
+const UNTRIED: u32 = 4;
+
+/// The factor by which the number of events grows that are passed over for the next turn.
+const AHEAD_GROWTH: u64 = 8;
 
 /// The factor by which the size of a request grows.
 const GROWTH: u64 = 4;
@@ -53,18 +72,22 @@ struct Round {
 }
 
 impl Round {
-    /// Returns the tries before the first pause.
-    fn first() -> Self {
-        Self { left: FIRST_TRIES, untried: MORE_TRIES, ..Self::default() }
+    /// Returns the tries before the next pause.
+    fn of(left: u32) -> Self {
+        Self { left, untried: UNTRIED, ..Self::default() }
     }
 }
 
 /// The size of the next request of one output, and the tries that are left until the next pause.
-/// The ledger owns this value.
+/// [`Search`](super::search::Search) owns this value.
 #[derive(Default)]
 pub(super) struct Turns {
     /// The maximum number of events in a request. `None`: no failure has set a limit.
     limit: Option<u64>,
+    /// `true` if the next request has one event, to show whether the consumer takes anything.
+    probes: bool,
+    /// The moment when an event was last found to be at fault.
+    found_at: Option<Instant>,
     /// The number of events that were sent since nothing was on the wire. Only used if everything
     /// on the wire is one request.
     window: u64,
@@ -95,16 +118,12 @@ pub(super) struct Turns {
 
 impl Turns {
     pub(crate) fn new() -> Self {
-        Self { needed: 1, round: Round::first(), ..Self::default() }
+        Self { needed: 1, round: Round::of(FIRST_TRIES), ..Self::default() }
     }
 
     /// Returns the maximum number of events in the next request.
     pub(super) fn limit(&self) -> u64 {
-        self.limit.unwrap_or(u64::MAX)
-    }
-
-    pub(super) fn is_limited(&self) -> bool {
-        self.limit.is_some()
+        if self.probes { 1 } else { self.limit.unwrap_or(u64::MAX) }
     }
 
     /// Returns the number of events that may be added to what is on the wire.
@@ -123,54 +142,80 @@ impl Turns {
     }
 
     /// The consumer has turned down a request of `events` events; `None` if the next request is as
-    /// large. Returns `true` if a pause is due.
-    pub(super) fn failed(&mut self, events: Option<u64>, failure: &Failure) -> bool {
-        if let Some(events) = events {
-            self.halve(events);
-        }
-        self.failing_since.get_or_insert_with(Instant::now);
+    /// large. `counts`: it has taken others since, so that the event of the request is at fault,
+    /// and not the consumer. Returns `true` if a pause is due.
+    pub(super) fn failed(
+        &mut self,
+        events: Option<u64>,
+        (answer, failure): (Answer, &Failure),
+        counts: bool,
+    ) -> bool {
+        let is_alone = events == Some(1);
+        events.into_iter().for_each(|events| self.halve(events));
         self.last = Some(failure.clone());
         self.first_failed = self.round.only_first.is_some();
-        self.round.left = self.round.left.saturating_sub(1);
+        if counts {
+            // The consumer works.
+            (self.found_at, self.failing_since) = (Some(Instant::now()), None);
+            self.probes = false;
+            return false;
+        }
+        let is_first = self.failing_since.is_none();
+        if is_first && self.found_at.is_some_and(|at| at.elapsed() < RUN_TIME) {
+            self.round.left = RUN_TRIES;
+        }
+        self.failing_since.get_or_insert_with(Instant::now);
+        // Another address is asked without a pause. And a request that is refused may be too
+        // large, which its halves tell.
+        if failure.elsewhere || (answer == Answer::Refused && !is_alone) {
+            return false;
+        }
+        let asks = failure.asks();
+        self.probes |= !is_first || is_alone || asks;
+        let tries = 1 + u32::from(asks && self.round.left > MORE_TRIES);
+        self.round.left = self.round.left.saturating_sub(tries);
+        self.is_over()
+    }
+
+    /// Returns `true` if so much was turned down in a row that it is no matter of single events.
+    pub(super) fn is_over(&self) -> bool {
         self.round.left == 0
     }
 
     fn halve(&mut self, events: u64) {
-        // A size that was accepted before may fail by accident, or because of an event.
-        if events > 1 {
-            match std::mem::take(&mut self.is_new) {
-                true => self.needed = (2 * self.needed).min(NEEDED_MAX),
-                false if self.is_known => self.needed = 1,
-                false => {}
-            }
-            self.is_known = false;
-            self.accepted = 0;
+        if events < 2 {
+            return;
         }
-        self.limit = Some(self.limit().min(events / 2).max(1));
+        // A size that was accepted before may fail by accident, or because of an event.
+        match std::mem::take(&mut self.is_new) {
+            true => self.needed = (2 * self.needed).min(NEEDED_MAX),
+            false if self.is_known => self.needed = 1,
+            false => {}
+        }
+        (self.is_known, self.accepted) = (false, 0);
+        self.limit = Some(self.limit.map_or(events / 2, |limit| limit.min(events / 2)));
     }
 
     /// The consumer has accepted something, so each event may be tried again.
     pub(super) fn progressed(&mut self) {
-        (self.ahead, self.has_passed, self.round) = (0, false, Round::first());
+        self.round = Round::of(FIRST_TRIES);
+        self.begin_again();
         self.first_failed = false;
         (self.awaits_event, self.failing_since, self.last) = (false, None, None);
-    }
-
-    /// A single event was at fault, and not the size of a request: the next request may be larger.
-    pub(super) fn found(&mut self, max_events: u64) {
-        (self.needed, self.is_new) = (1, false);
-        self.accepted(self.limit(), max_events);
-        self.is_new = false;
+        self.probes = false;
     }
 
     /// The consumer has accepted a request of `events` events. There is no limit any more once it
     /// reaches `max_events`.
     pub(super) fn accepted(&mut self, events: u64, max_events: u64) {
-        let Some(limit) = self.limit.filter(|limit| events > limit / 2) else { return };
+        if events <= self.limit.unwrap_or(max_events) / 2 {
+            return;
+        }
         if std::mem::take(&mut self.is_new) {
             self.needed = 1;
         }
         self.is_known = true;
+        let Some(limit) = self.limit else { return };
         self.accepted += 1;
         if self.accepted >= self.needed {
             // A size that has failed before is approached in small steps.
@@ -188,8 +233,14 @@ impl Turns {
     /// An event was passed over after it was turned down: the next one takes its turn further
     /// ahead, up to `max_events`.
     pub(super) fn passed_over(&mut self, max_events: u64) {
-        self.ahead = if self.has_passed { (2 * self.ahead).clamp(1, max_events) } else { 0 };
+        self.ahead =
+            if self.has_passed { (AHEAD_GROWTH * self.ahead).clamp(1, max_events) } else { 0 };
         self.has_passed = true;
+    }
+
+    /// Everything that was passed over is tried again, from the first event on.
+    pub(super) fn begin_again(&mut self) {
+        (self.ahead, self.has_passed) = (0, false);
     }
 
     /// Returns `true` if a single event may be sent again at once: no other one was passed over
@@ -252,12 +303,11 @@ impl Turns {
             false => self.first_failed,
         };
         self.round = Round {
-            left: MORE_TRIES,
             first_is_next: in_order && !was_turn_of_first,
             // The first event may still wait for a connection in its turn.
             only_first: self.round.only_first.filter(|_| !was_reached),
             may_repeat: true,
-            ..Round::first()
+            ..Round::of(MORE_TRIES)
         };
     }
 }
@@ -273,19 +323,25 @@ mod tests {
         Failure::new(AttemptError::Closed, "scripted")
     }
 
+    /// The consumer takes single events. Each second failure in a row makes the next request one
+    /// event.
     #[test]
     fn a_request_is_halved_down_to_one_event_and_grows_again_twice_as_fast() {
         let mut turns = Turns::new();
         let mut sizes = Vec::new();
         let mut events = MAX;
-        while turns.limit() > 1 {
-            assert!(!turns.failed(Some(events), &failure()));
+        while turns.limit != Some(1) {
+            assert!(!turns.failed(Some(events), (Answer::Failed, &failure()), false));
             events = turns.limit();
             sizes.push(events);
+            if events == 1 && turns.limit > Some(1) {
+                turns.progressed();
+                events = turns.limit();
+            }
         }
-        assert_eq!(sizes, [2500, 1250, 625, 312, 156, 78, 39, 19, 9, 4, 2, 1]);
+        assert_eq!(sizes, [2500, 1, 625, 1, 156, 1, 39, 1, 9, 1, 2, 1]);
         let mut steps = 0;
-        while turns.is_limited() {
+        while turns.limit.is_some() {
             turns.progressed();
             turns.accepted(turns.limit(), MAX);
             steps += 1;
@@ -300,7 +356,7 @@ mod tests {
         for _ in 0..1000 {
             let events = turns.limit().min(MAX);
             if events > 1000 {
-                turns.failed(Some(events), &failure());
+                turns.failed(Some(events), (Answer::Failed, &failure()), false);
                 failed += 1;
             } else {
                 turns.progressed();
@@ -318,7 +374,7 @@ mod tests {
             let events = turns.limit().min(MAX);
             sent += events;
             if random.u8(..10) < 3 {
-                turns.failed(Some(events), &failure());
+                turns.failed(Some(events), (Answer::Failed, &failure()), false);
             } else {
                 turns.progressed();
                 turns.accepted(events, MAX);
@@ -334,23 +390,45 @@ mod tests {
             turns.passed_over(MAX);
             turns.ahead() + 1
         };
-        assert!((0..12).map(|_| turn()).sum::<u64>() > 2000);
+        assert!((0..6).map(|_| turn()).sum::<u64>() > 4000);
         turns.progressed();
         assert_eq!(turns.ahead(), 0);
+    }
+
+    fn until_pause(turns: &mut Turns, failure: &Failure) -> Option<u32> {
+        (1..1000).find(|_| turns.failed(Some(1), (Answer::Failed, failure), false))
     }
 
     #[test]
     fn a_consumer_that_takes_nothing_gets_few_tries_between_two_pauses() {
         let mut turns = Turns::new();
-        let until_pause = |turns: &mut Turns| (1..).find(|_| turns.failed(Some(1), &failure()));
-        assert_eq!(until_pause(&mut turns), Some(FIRST_TRIES));
+        assert_eq!(until_pause(&mut turns, &failure()), Some(FIRST_TRIES));
         assert_eq!(turns.repeat(3), None, "each was just tried");
         for rotation in [1, 2, 0] {
             turns.paused(true, false, true);
             assert_eq!(turns.repeat(3), Some(rotation));
             assert_eq!(turns.repeat(3), None);
-            assert_eq!(until_pause(&mut turns), Some(MORE_TRIES));
+            assert_eq!(until_pause(&mut turns, &failure()), Some(MORE_TRIES));
         }
+        let asked = Failure { retry_after: Some(Duration::ZERO), ..failure() };
+        turns.paused(true, false, true);
+        assert_eq!(until_pause(&mut turns, &asked), Some(MORE_TRIES));
+        turns.progressed();
+        assert_eq!(until_pause(&mut turns, &asked), Some(4));
+    }
+
+    /// Events at fault stand beside each other: for some seconds, many failures are no outage.
+    #[tokio::test(start_paused = true)]
+    async fn after_an_event_at_fault_more_are_looked_for_without_a_pause() {
+        let mut turns = Turns::new();
+        assert!((0..1000).all(|_| !turns.failed(Some(1), (Answer::Failed, &failure()), true)));
+        assert_eq!(until_pause(&mut turns, &failure()), Some(RUN_TRIES));
+        tokio::time::advance(RUN_TIME - Duration::from_millis(1)).await;
+        turns.progressed();
+        assert_eq!(until_pause(&mut turns, &failure()), Some(RUN_TRIES));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        turns.progressed();
+        assert_eq!(until_pause(&mut turns, &failure()), Some(FIRST_TRIES));
     }
 
     #[test]
@@ -362,14 +440,14 @@ mod tests {
         }
         // The first event is sent when a connection can be made, and turned down.
         turns.paused(true, true, false);
-        turns.failed(Some(1), &failure());
+        turns.failed(Some(1), (Answer::Failed, &failure()), false);
         for _ in 0..3 {
             turns.takes(first.next());
             turns.paused(true, true, false);
             assert!(!turns.takes_first(first), "another event may need the address that works");
         }
         turns.takes(first.next());
-        turns.failed(Some(1), &failure());
+        turns.failed(Some(1), (Answer::Failed, &failure()), false);
         turns.paused(true, true, false);
         assert!(turns.takes_first(first), "another event was turned down, too");
     }

@@ -34,7 +34,7 @@ impl Act {
     }
 }
 
-/// A consumer that performs these acts, one for each request, and then accepts everything.
+/// A consumer that performs these acts, one for each large request, and then accepts everything.
 struct Hasty {
     server: Server,
     /// The bodies that the consumer had read completely before it answered with 2xx.
@@ -76,13 +76,16 @@ fn serve(
     let mut was_early = false;
     while let Ok(Some(head)) = http::read_head(reader) {
         again.fetch_add(usize::from(was_early), Ordering::SeqCst);
-        let Some(act) = acts.get(count.fetch_add(1, Ordering::SeqCst)) else {
+        let length: usize = head.header("content-length").map_or(0, |it| it.parse().unwrap());
+        // Between two failures, the relay asks with a single event whether the consumer works.
+        let is_small = length < 16 * TAKEN;
+        let next = if is_small { None } else { acts.get(count.fetch_add(1, Ordering::SeqCst)) };
+        let Some(act) = next else {
             let body = http::read_body(reader, &head, Unannounced::Empty).ok()?;
             bodies.lock().unwrap().push(body);
             say(reader.get_mut(), OK)?;
             continue;
         };
-        let length: usize = head.header("content-length").unwrap().parse().unwrap();
         assert!(length > act.read + 16 * TAKEN, "a body of {length} for {act:?}");
         let mut body = vec![0; length];
         reader.read_exact(&mut body[..act.read]).ok()?;
@@ -110,7 +113,7 @@ fn survives(
     let (url, more) = keys(&hasty);
     let more = format!("concurrency = 1\nbatch = {{ max_bytes = \"32MiB\" }}\n{more}");
     let relay = Relay::start(&to_http(&[url], &more));
-    // After the first failure, each request is half as large as the one before.
+    // After the first failure, each large request is half as large as the one before.
     let sent = post_batch(&relay, 1, 400, 40_000);
     relay.wait_until_delivered(PATIENCE);
     assert!(hasty.events() == sent, "not each event once and in order");

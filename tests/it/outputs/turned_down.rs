@@ -147,6 +147,45 @@ fn a_receiver_of_relp_that_closes_at_a_long_message_gets_the_others() {
     });
 }
 
+/// A consumer that may have stored the events, because nobody can read its 200, is asked again only
+/// every 30 s. If it answers so about one event alone, the others do not wait for that.
+#[test]
+fn a_200_that_can_not_be_read_about_one_event_costs_the_others_no_pause() {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "t").unwrap();
+    for concurrency in [1, 4] {
+        let sink = HttpSink::start(|request| {
+            let is_bad = memchr::memmem::find(&request.decoded(), b"POISON").is_some();
+            let text = if is_bad { r#"{"ok":true}"# } else { r#"{"text":"Success","code":0}"# };
+            Answer::status(200).header("Content-Type", "application/json").body(text)
+        });
+        let keys = format!(
+            "type = \"splunk_hec\"\nacknowledge = \"accepted\"\ntoken_file = {:?}\n\
+             urls = [\"http://{}\"]\n{SHORT}",
+            token.path(),
+            sink.address()
+        );
+        let relay = Relay::start(&format!(
+            "{BASE}[[output]]\nname = \"consumer\"\nconcurrency = {concurrency}\n{keys}"
+        ));
+        post_batch(&relay, 1, 400, 900);
+        let bad = r#"{"level":"Metadata","auditID":"1","stage":"Panic","verb":"POISON"}"#;
+        assert_eq!(relay.post(bad.as_bytes()).status, 200);
+        post_batch(&relay, 2, 400, 900);
+        wait_until("the others are delivered", Duration::from_secs(20), || {
+            of_output(&relay, "output_events_total") == 800.0
+        });
+        for seed in 100..120 {
+            post_batch(&relay, seed, 1, 900);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        wait_until("later events are delivered", Duration::from_secs(20), || {
+            of_output(&relay, "output_events_total") == 820.0
+        });
+        assert_eq!(lost(&relay), 0.0);
+    }
+}
+
 /// Posts 60 events, one of which is too long for the receiver, and then one event after the other
 /// until that one is set aside. All others must be there.
 fn others_arrive(relay: &Relay, have_arrived: impl Fn(&[Vec<u8>]) -> bool) {

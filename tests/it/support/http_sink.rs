@@ -44,8 +44,12 @@ impl Request {
 
     /// Returns the decompressed body.
     pub(crate) fn decoded(&self) -> Vec<u8> {
+        self.decoded_from(self.header("content-encoding"))
+    }
+
+    fn decoded_from(&self, coding: Option<&str>) -> Vec<u8> {
         let mut body = Vec::new();
-        match self.header("content-encoding") {
+        match coding {
             None | Some("identity") => body.clone_from(&self.body),
             Some("gzip") => {
                 let mut gzip = flate2::read::MultiGzDecoder::new(self.body.as_slice());
@@ -55,6 +59,16 @@ impl Request {
             Some(other) => panic!("a body in {other}"),
         }
         body
+    }
+
+    /// Returns the decompressed body. An object that is compressed is decompressed, too.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn lines(&self) -> Vec<u8> {
+        match self.header("content-type") {
+            Some("application/gzip") => self.decoded_from(Some("gzip")),
+            Some("application/zstd") => self.decoded_from(Some("zstd")),
+            _ => self.decoded(),
+        }
     }
 
     /// Returns `true` if the status of the answer is 2xx.
@@ -133,6 +147,16 @@ impl Answer {
                 head.split_once(' ')?.0.parse().ok().filter(|status| *status >= 300)
             }
             What::HangUp | What::Reset | What::Never | What::Interim { .. } => None,
+        }
+    }
+
+    /// Returns `true` if the answer has a `Retry-After`.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn asks_for_a_pause(&self) -> bool {
+        match &self.what {
+            What::Response { headers, .. } => headers.iter().any(|(name, _)| name == "Retry-After"),
+            What::Raw(bytes) => memchr::memmem::find(bytes, b"Retry-After").is_some(),
+            What::HangUp | What::Reset | What::Never | What::Interim { .. } => false,
         }
     }
 

@@ -58,6 +58,8 @@ pub(crate) enum Mood {
     Page,
     /// The fake stores nothing, and responds with 200 and an error document.
     FailsWith200,
+    /// The fake responds with this status to an object with an event that has this text.
+    FailsOn(u16, &'static str),
     /// The fake does not implement `If-None-Match`: it responds with 501 to a request that has it.
     /// It accepts any other request, even if the object exists.
     Unconditional,
@@ -204,7 +206,10 @@ impl S3 {
                 Mood::HangsUp(false) => return Answer::hang_up(),
                 Mood::Stores | Mood::StoresAndFails | Mood::HangsUp(true) => {}
                 Mood::Cut | Mood::Unconditional | Mood::Races { .. } => {}
-                Mood::NoChecksum(..) => {}
+                Mood::FailsOn(status, text) if has(&name, &request.body, text) => {
+                    return error(status, "AccessDenied");
+                }
+                Mood::NoChecksum(..) | Mood::FailsOn(..) => {}
             }
             if store.under_way.get(&name).is_some_and(|until| Instant::now() < *until) {
                 return error(409, "ConditionalRequestConflict");
@@ -229,8 +234,11 @@ impl S3 {
                 store.objects.insert(name, request.body.clone());
             }
             match mood {
-                Mood::Stores | Mood::Races { .. } if is_there => error(412, "PreconditionFailed"),
-                Mood::Stores | Mood::Unconditional | Mood::NoChecksum(..) => stored(),
+                Mood::Stores | Mood::FailsOn(..) | Mood::Races { .. } if is_there => {
+                    error(412, "PreconditionFailed")
+                }
+                Mood::Stores | Mood::FailsOn(..) => stored(),
+                Mood::Unconditional | Mood::NoChecksum(..) => stored(),
                 Mood::Races { time, .. } => stored().after(time),
                 Mood::StoresAndFails => error(500, "InternalError"),
                 Mood::HangsUp(_) => Answer::hang_up(),
@@ -242,6 +250,12 @@ impl S3 {
         });
         Self { sink, kept: store }
     }
+}
+
+/// Returns `true` if a line of the object has this text.
+fn has(name: &str, object: &[u8], text: &str) -> bool {
+    let (_, extension) = name.split_once('.').expect("an extension");
+    memchr::memmem::find(&decompressed(extension, object), text.as_bytes()).is_some()
 }
 
 fn stored() -> Answer {

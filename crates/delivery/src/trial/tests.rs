@@ -2,9 +2,12 @@
 
 use super::*;
 
+mod windows;
+
 const HOUR: Duration = Duration::from_secs(3600);
 
-const PLAIN: Circumstances = Circumstances { keeps_all: false, server_errors: HOUR, drains: false };
+const PLAIN: Circumstances =
+    Circumstances { keeps_all: false, server_errors: HOUR, drains: false, asked: None };
 
 /// Returns the conduct of consumer 0, which has accepted something and turned nothing down.
 fn working() -> Conducts {
@@ -48,7 +51,7 @@ fn set_aside(answer: Answer, conducts: &mut Conducts) -> Retrial {
     accept(conducts, 0);
     let verdict = turn_down_by(answer, &mut trial, conducts, 0, false);
     assert_eq!(verdict, Verdict::SetAside);
-    trial.set_aside(answer, conducts, 0)
+    trial.set_aside(answer, conducts, 0, None)
 }
 
 /// Turns the event down at each try. Before each try, `between` changes the conduct of the
@@ -194,7 +197,7 @@ fn only_refusals_count_as_refusals_before_an_event_is_set_aside() {
     }
     accept(&mut conducts, 0);
     let verdict = turn_down_by(Answer::Refused, &mut trial, &mut conducts, 0, true);
-    let retrial = trial.set_aside(Answer::Refused, &conducts, 0);
+    let retrial = trial.set_aside(Answer::Refused, &conducts, 0, None);
     assert_eq!((verdict, retrial.tries, retrial.refusals), (Verdict::SetAside, 3, 2));
 }
 

@@ -393,10 +393,10 @@ impl Link for KafkaLink {
                 && (idle || given_up.at.elapsed() >= CLOSE_TIME)
             {
                 let failure = given_up.failure.take().filter(|_| !given_up.refused);
-                return Event::Gone(failure);
+                return Event::Gone { failure, request: None };
             }
             if idle && self.outdated {
-                return Event::Gone(None);
+                return Event::Gone { failure: None, request: None };
             }
             let timeouts = &self.shared.output.timeouts;
             let interval = timeouts.connect.min(timeouts.request) / PROGRESS_CHECKS;

@@ -34,6 +34,11 @@ const OWN: [&str; 2] = ["x-amz-content-sha256", "x-amz-date"];
 /// The header with the token of temporary keys. It is ours only if the keys have a token.
 const SESSION: &str = "x-amz-security-token";
 
+/// The number of looks for an object after which it counts as not stored, if the server says each
+/// time neither that it has the object nor that it has not. If the key may only write, or may not
+/// list, AWS answers 403.
+const LOOKS_MAX: u32 = 8;
+
 /// The header with the checksum of an object. A bucket with Object Lock needs it.
 const CHECKSUM: &str = "x-amz-checksum-sha256";
 
@@ -103,6 +108,8 @@ pub(crate) struct Bucket {
 pub(super) struct Tried {
     name: String,
     may_be_there: bool,
+    /// The number of looks that have found out nothing.
+    looks: u32,
 }
 
 impl Tried {
@@ -111,7 +118,7 @@ impl Tried {
     pub(super) fn begin(&mut self, name: &str, is_retry: bool) {
         if self.name != name {
             let may_be_there = is_retry && self.name.is_empty();
-            *self = Self { name: name.to_owned(), may_be_there };
+            *self = Self { name: name.to_owned(), may_be_there, looks: 0 };
         }
     }
 
@@ -122,6 +129,16 @@ impl Tried {
 
     pub(super) fn may_be_there(&self) -> bool {
         self.may_be_there
+    }
+
+    /// A look after a failed attempt has found out that the object is not there, or nothing. After
+    /// [`LOOKS_MAX`] looks that have found out nothing, an object that the store refuses is divided
+    /// all the same. A part of it may then be stored twice.
+    pub(super) fn looked(&mut self, is_absent: bool) {
+        self.looks += 1;
+        if is_absent || self.looks >= LOOKS_MAX {
+            (self.may_be_there, self.looks) = (false, 0);
+        }
     }
 }
 

@@ -116,6 +116,8 @@ struct Collected {
 
 /// An object that is being stored: the steps *end* and *store*.
 struct Storing {
+    /// From the first claim of the object to the last.
+    whole: Claim,
     packed: Vec<Packed>,
     /// The future of the two steps. The result is the verdict on the object's events.
     steps: Pin<Box<dyn Future<Output = Result<Verdict, Failure>> + Send>>,
@@ -267,9 +269,9 @@ impl S3Link {
                 self.reports.push_back(Event::Failed(claim, failure));
             }
         } else {
-            let packed = object.packed.clone();
+            let (whole, packed) = (range.claim(), object.packed.clone());
             let steps = Box::pin(self.store(object, range));
-            self.storing = Some(Storing { packed, steps, after: Vec::new() });
+            self.storing = Some(Storing { whole, packed, steps, after: Vec::new() });
         }
         if let Some(rest) = self.collected.rest.take() {
             self.pack(rest);
@@ -331,7 +333,9 @@ fn existing(claim: Claim, events: u64) -> Event {
 
 /// Stores an object. After an answer 412, looks whether it is there: a gateway may answer 412, too.
 /// If the server does not let us look (the key may only write), the 412 counts if it is the store's
-/// own answer, or if an earlier attempt may have stored the object.
+/// own answer, or if an earlier attempt may have stored the object. If an earlier attempt may have
+/// stored it and this one fails, looks too: otherwise, nobody could know whether an object that the
+/// store refuses may be divided.
 async fn put(
     transfers: &Transfers,
     bucket: &Bucket,
@@ -346,16 +350,28 @@ async fn put(
         Outcome::Judged(own) => own,
         Outcome::Accepted | Outcome::Taken(_) => return Outcome::Accepted,
         Outcome::Refused(failure) | Outcome::Failed(failure) => {
+            let was_there = lock(tried).may_be_there();
             lock(tried).failed(&failure);
-            return Outcome::Failed(failure);
+            if was_there && failure.may_be_the_events {
+                match transfers.send(bucket.look(&name), Vec::new(), sent()).await {
+                    Outcome::Accepted | Outcome::Taken(_) => return Outcome::Judged(Vec::new()),
+                    Outcome::Refused(looked) | Outcome::Failed(looked) => {
+                        // With 409, an earlier request still runs.
+                        let runs = is_answered(&failure, &[409]);
+                        lock(tried).looked(!runs && is_answered(&looked, &[404]));
+                    }
+                    Outcome::Judged(_) => {}
+                }
+            }
+            let may_be_stored = lock(tried).may_be_there();
+            return Outcome::Failed(Failure { may_be_stored, ..failure });
         }
     };
     let may_be_there = !own.is_empty() || lock(tried).may_be_there();
     match transfers.send(bucket.look(&name), Vec::new(), sent()).await {
         Outcome::Accepted | Outcome::Taken(_) => Outcome::Judged(own),
         Outcome::Refused(failure) | Outcome::Failed(failure) => {
-            let is = |status: &u16| failure.message.contains(&format!(": answered {status} "));
-            if may_be_there && NO_LOOK.iter().any(is) {
+            if may_be_there && is_answered(&failure, &NO_LOOK) {
                 return Outcome::Judged(own);
             }
             let message = format!("{NOT_SEEN} ({})", failure.message);
@@ -365,6 +381,11 @@ async fn put(
             Outcome::Failed(Failure::new(AttemptError::Status4xx, NOT_SEEN).not_the_events())
         }
     }
+}
+
+/// Returns `true` if the failure is an answer with one of these statuses.
+fn is_answered(failure: &Failure, statuses: &[u16]) -> bool {
+    statuses.iter().any(|status| failure.message.contains(&format!(": answered {status} ")))
 }
 
 /// Returns the result of a thread, or the failure that ends the link. `what` names the work.
@@ -458,15 +479,17 @@ impl Link for S3Link {
                     self.collected.packing = None;
                     match joined(packed, "compress events") {
                         Ok(object) => self.collected.open = Some(object),
-                        Err(failure) => return Event::Gone(Some(failure)),
+                        Err(failure) => {
+                            return Event::Gone { failure: Some(failure), request: None };
+                        }
                     }
                     self.reports.push_back(Event::Room);
                 }
                 stored = end_of(self.storing.as_mut().map(|it| &mut it.steps)) => match stored {
                     Ok(verdict) => self.on_stored(verdict),
                     Err(failure) => {
-                        self.storing = None;
-                        return Event::Gone(Some(failure));
+                        let request = self.storing.take().map(|it| it.whole);
+                        return Event::Gone { failure: Some(failure), request };
                     }
                 },
                 outcome = end_of(self.checkpoint.as_mut()) => {

@@ -12,8 +12,8 @@
 //! The rule is weaker than an acknowledgement by the application: a consumer that reads bytes and
 //! dies before it has stored them loses them.
 //!
-//! **Progress is guaranteed**: after a break, the delivery sends at most half of the events that
-//! were not final on the next connection, and sends more only when they are final.
+//! **Progress is guaranteed**: after a second break with the same events, the delivery sends at
+//! most half of them on the next connection, and sends more only when they are final.
 //!
 //! The link asks our kernel regularly how many bytes the peer's kernel has acknowledged. Each such
 //! number is a *sample*.

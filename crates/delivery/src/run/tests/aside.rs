@@ -608,7 +608,7 @@ async fn an_event_that_the_queue_drops_for_its_room_is_forgotten() {
         let large = ["x".repeat(8000)];
         for _ in 0..7 {
             bench.append(&large);
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
         }
         assert_eq!((bench.delivered(), bench.aside(), bench.lost()), (9, 2, 0), "there is room");
         let tried = bench.attempts().len();

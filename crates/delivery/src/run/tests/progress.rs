@@ -9,7 +9,7 @@ use super::*;
 
 /// The way in which a consumer turns a request down.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Way {
+pub(super) enum Way {
     /// 400, 413 or 422.
     Refuse,
     /// Another status.
@@ -22,26 +22,57 @@ enum Way {
     Silence,
 }
 
+impl Way {
+    pub(super) fn failure(self) -> Failure {
+        let (reason, asked) = match self {
+            Self::Refuse => (AttemptError::Status4xx, None),
+            Self::Status(reason) => (reason, None),
+            Self::Asks(seconds) => (AttemptError::Status5xx, Some(Duration::from_secs(seconds))),
+            Self::Close => (AttemptError::Closed, None),
+            Self::Half => (AttemptError::Protocol, None),
+            Self::Silence => (AttemptError::Timeout, None),
+        };
+        Failure { retry_after: asked, ..failure(reason) }
+    }
+}
+
 /// A consumer that is chosen at random, and the events that wait for it.
 #[derive(Debug, Clone)]
-struct Life {
+pub(super) struct Life {
     /// The runs of events: each has a number of good events, and then a number of bad ones, which
     /// are turned down in this way.
-    runs: Vec<(usize, usize, Way)>,
+    pub(super) runs: Vec<(usize, usize, Way)>,
     /// The consumer turns down requests with more events than this, in this way.
-    size: Option<(u64, Way)>,
+    pub(super) size: Option<(u64, Way)>,
     /// The times without and with an outage, in seconds, in turns. In an outage, everything is
     /// turned down in this way.
-    outages: Vec<(u64, u64, Way)>,
-    lanes: usize,
-    ordered: bool,
-    latency: Duration,
+    pub(super) outages: Vec<(u64, u64, Way)>,
+    pub(super) lanes: usize,
+    pub(super) ordered: bool,
+    pub(super) latency: Duration,
     /// The settings `timeouts.request` and `retry.max_interval`.
-    request: Duration,
-    retry_max: Duration,
+    pub(super) request: Duration,
+    pub(super) retry_max: Duration,
     /// The consumer confirms each request this long after it has taken it, on the connection of the
     /// request.
-    confirms: Option<Duration>,
+    pub(super) confirms: Option<Duration>,
+}
+
+impl Default for Life {
+    /// A consumer that takes everything at once, one request after the other. No event waits.
+    fn default() -> Self {
+        Self {
+            runs: Vec::new(),
+            size: None,
+            outages: Vec::new(),
+            lanes: 1,
+            ordered: false,
+            latency: Duration::from_millis(2),
+            request: Duration::from_secs(60),
+            retry_max: Duration::from_secs(30),
+            confirms: None,
+        }
+    }
 }
 
 fn way() -> impl Strategy<Value = Way> {
@@ -58,7 +89,7 @@ fn way() -> impl Strategy<Value = Way> {
 }
 
 prop_compose! {
-    fn life()(
+    pub(super) fn life()(
         runs in prop::collection::vec(
             (prop_oneof![0_usize..4, 0_usize..400],
              prop_oneof![4 => 1_usize..5, 2 => 1_usize..60, 1 => 1_usize..2001], way()), 1..6),
@@ -87,21 +118,21 @@ prop_compose! {
     }
 }
 
-struct Store {
-    life: Life,
+pub(super) struct Store {
+    pub(super) life: Life,
     started: Instant,
-    seen: Mutex<Seen>,
+    pub(super) seen: Mutex<Seen>,
 }
 
 #[derive(Default)]
-struct Seen {
-    events: BTreeSet<String>,
-    requests: u64,
+pub(super) struct Seen {
+    pub(super) events: BTreeSet<String>,
+    pub(super) requests: u64,
 }
 
 impl Store {
     /// Returns the way in which a request is turned down now; `None` if it is taken.
-    fn turns_down(&self, events: &[String]) -> Option<Way> {
+    pub(super) fn turns_down(&self, events: &[String]) -> Option<Way> {
         let mut elapsed = self.started.elapsed();
         for (well, ill, way) in &self.life.outages {
             let (well, both) = (Duration::from_secs(*well), Duration::from_secs(well + ill));
@@ -233,15 +264,7 @@ impl<const STREAM: bool> Link for Wire<STREAM> {
             self.accepted_any = true;
             return Event::Accepted(batch.claim);
         };
-        let (reason, asked) = match way {
-            Way::Refuse => (AttemptError::Status4xx, None),
-            Way::Status(reason) => (reason, None),
-            Way::Asks(seconds) => (AttemptError::Status5xx, Some(Duration::from_secs(seconds))),
-            Way::Close => (AttemptError::Closed, None),
-            Way::Half => (AttemptError::Protocol, None),
-            Way::Silence => (AttemptError::Timeout, None),
-        };
-        let failure = Failure { retry_after: asked, ..failure(reason) };
+        let failure = way.failure();
         if STREAM {
             return Event::Broken { failure, progress: self.accepted_any };
         }
@@ -257,6 +280,19 @@ impl<const STREAM: bool> Link for Wire<STREAM> {
 /// Lives through a life. Asserts that everything that the consumer takes has arrived in time, and
 /// that nothing of it was given up.
 async fn arrives<const STREAM: bool>(life: &Life) -> TestCaseResult {
+    let bad: usize = life.runs.iter().map(|(_, bads, _)| bads).sum();
+    arrives_within::<STREAM>(life, bound(life, STREAM, bad)).await
+}
+
+async fn arrives_within<const STREAM: bool>(life: &Life, bound: Duration) -> TestCaseResult {
+    arrives_by(Maker::<STREAM>, life, bound).await
+}
+
+pub(super) async fn arrives_by<C: Connect + Send + 'static>(
+    connector: impl FnOnce(Arc<Store>) -> C,
+    life: &Life,
+    bound: Duration,
+) -> TestCaseResult {
     let started = Instant::now();
     let store = Arc::new(Store { life: life.clone(), started, seen: Mutex::new(Seen::default()) });
     let mut config =
@@ -277,7 +313,7 @@ async fn arrives<const STREAM: bool>(life: &Life) -> TestCaseResult {
     begin.aside.events_max = 10_000;
     let config = config.outputs[0].clone();
     let start = Start { begin, health, config, filter: None, dead_letters: letters, orders };
-    let delivery = Delivery::new(Maker::<STREAM>(Arc::clone(&store)), start);
+    let delivery = Delivery::new(connector(Arc::clone(&store)), start);
     let mut tasks = JoinSet::new();
     tasks.spawn(delivery.run());
     let mut writing = JoinSet::new();
@@ -303,15 +339,17 @@ async fn arrives<const STREAM: bool>(life: &Life) -> TestCaseResult {
     }
     names.chunks(400).for_each(&append);
     let ill: u64 = life.outages.iter().map(|(well, ill, _)| well + ill).sum();
+    let (old, mut old_at) = (good.clone(), None);
     // New events come every second, and the last of them after the outages.
     for second in 0..ill + 60 {
         let name = format!("good-new{second}");
         append(std::slice::from_ref(&name));
         good.insert(name);
         tokio::time::sleep(Duration::from_secs(1)).await;
+        if old_at.is_none() && old.is_subset(&store.seen.lock().unwrap().events) {
+            old_at = Some(started.elapsed());
+        }
     }
-    let bad: usize = life.runs.iter().map(|(_, bads, _)| bads).sum();
-    let bound = bound(life, STREAM, bad);
     let all_there = || good.is_subset(&store.seen.lock().unwrap().events);
     while !all_there() {
         let late = started.elapsed().saturating_sub(Duration::from_secs(ill));
@@ -326,6 +364,9 @@ async fn arrives<const STREAM: bool>(life: &Life) -> TestCaseResult {
         append(std::slice::from_ref(&name));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    let old_at = old_at.unwrap_or_else(|| started.elapsed());
+    let late = old_at.saturating_sub(Duration::from_secs(ill));
+    prop_assert!(late <= bound, "the first {} took {late:?} of {bound:?}", old.len());
     // The bad ones are given up, and no good one.
     tokio::time::sleep(3 * HOUR).await;
     let given_up = given_up.lock().unwrap().clone();
@@ -341,21 +382,28 @@ async fn arrives<const STREAM: bool>(life: &Life) -> TestCaseResult {
 fn bound(life: &Life, is_stream: bool, bad: usize) -> Duration {
     let cost = |way: &Way| match way {
         Way::Silence => life.request,
-        Way::Asks(seconds) => Duration::from_secs(*seconds).max(Duration::from_secs(45)),
-        Way::Status(AttemptError::Status429) => Duration::from_secs(45),
-        Way::Refuse | Way::Status(_) | Way::Close | Way::Half => 4 * life.latency,
+        Way::Refuse | Way::Status(_) | Way::Asks(_) => 4 * life.latency,
+        Way::Close | Way::Half => 4 * life.latency,
     };
+    // Events beside each other that all get a pause may be a consumer that takes nothing.
+    let asked = life.runs.iter().map(|(_, bads, way)| match way {
+        Way::Asks(seconds) => *seconds * (2 + *bads as u64),
+        Way::Refuse | Way::Status(_) | Way::Close | Way::Half | Way::Silence => 0,
+    });
+    let asked = Duration::from_secs(asked.sum());
     let ways = life.runs.iter().map(|(_, _, way)| way).chain(life.size.iter().map(|(_, way)| way));
     let slowest = ways.chain(life.outages.iter().map(|(_, _, way)| way)).map(cost).max();
     let slowest = slowest.into_iter().chain(life.confirms).max().unwrap_or_default();
     let each = if is_stream || life.ordered { 24 } else { 8 };
     let requests = u32::try_from(64 + each * bad).unwrap();
-    // If large requests are turned down, each good event may need a request of its own.
+    // If large requests are turned down, each good event may need a request of its own. So does, on
+    // a stream, each one that was turned down alone in an outage.
     let ill: u64 = life.outages.iter().map(|(well, ill, _)| well + ill).sum();
     let good = life.runs.iter().map(|(good, ..)| *good as u64).sum::<u64>() + ill + 60;
-    let good = u32::try_from(if life.size.is_some() { good } else { 0 }).unwrap();
+    let are_alone = life.size.is_some() || (is_stream && ill > 0);
+    let good = u32::try_from(if are_alone { good } else { 0 }).unwrap();
     let taken = life.confirms.unwrap_or_default() + 2 * life.latency;
-    Duration::from_secs(120) + slowest * requests + taken * good
+    Duration::from_secs(120) + asked + slowest * requests + taken * good
 }
 
 proptest! {
@@ -372,20 +420,51 @@ proptest! {
     }
 }
 
+/// The table in docs/concepts/guarantees.md: one event among 1,000 is turned down, and all others
+/// arrive in this time, also by one request at a time.
+#[test]
+fn one_event_holds_up_the_others_no_longer_than_the_manual_says() {
+    let seconds = Duration::from_secs;
+    let unavailable = Way::Status(AttemptError::Status5xx);
+    for (way, bound) in [
+        (Way::Refuse, seconds(3)),
+        (unavailable, seconds(3)),
+        (Way::Asks(3600), seconds(3)),
+        (Way::Status(AttemptError::Status429), seconds(3)),
+        (Way::Close, seconds(3)),
+        (Way::Half, seconds(3)),
+        (Way::Silence, seconds(20 * 60)),
+    ] {
+        for before in [0, 499, 999] {
+            for (lanes, ordered) in [(1, true), (1, false), (4, false)] {
+                let life = Life {
+                    runs: vec![(before, 1, way), (999 - before, 0, way)],
+                    lanes,
+                    ordered,
+                    ..Life::default()
+                };
+                for is_stream in [false, true] {
+                    let arrived = match is_stream {
+                        false => run_paused(arrives_within::<false>(&life, bound)),
+                        true => run_paused(arrives_within::<true>(&life, bound)),
+                    };
+                    assert!(arrived.is_ok(), "stream: {is_stream}, {life:?}: {arrived:?}");
+                }
+            }
+        }
+    }
+}
+
 /// An event that makes the consumer end the connection does not keep it from confirming the others.
 #[test]
 fn what_is_taken_is_confirmed_beside_events_that_end_the_connection() {
     let unavailable = Way::Status(AttemptError::Status5xx);
     let plain = Life {
         runs: vec![(5, 9, Way::Close), (5, 9, Way::Silence), (5, 60, Way::Half)],
-        size: None,
-        outages: Vec::new(),
-        lanes: 1,
-        ordered: false,
-        latency: Duration::from_millis(2),
         request: Duration::from_secs(1),
         retry_max: Duration::from_secs(1),
         confirms: Some(Duration::from_millis(4300)),
+        ..Life::default()
     };
     let small = Life {
         runs: vec![(340, 4, Way::Silence), (350, 3, unavailable)],
