@@ -237,6 +237,8 @@ pub(crate) struct TurnedDown {
     pub(crate) status: u16,
     /// `true`: the answer blames the payload (400, 413, 422).
     pub(crate) is_refusal: bool,
+    /// `true`: the answer asks for a pause.
+    pub(crate) asks: bool,
 }
 
 /// A time in which the consumer, or the way to it, was in trouble. `None`: it has not ended.
@@ -667,8 +669,9 @@ impl Ledger {
         let is_taken =
             matches!(status, Some(200..300)) && answer.is_whole() && takes < REQUEST_MIN && !is_own;
         if !is_taken || is_refusal {
-            let events = identify_all(&request.decoded());
-            self.turns_down(events, status, is_refusal, answer.delay());
+            let events = identify_all(&request.lines());
+            let what = (is_refusal, answer.asks_for_a_pause());
+            self.turns_down(events, status, what, answer.delay());
         }
     }
 
@@ -678,7 +681,7 @@ impl Ledger {
         &self,
         events: Vec<Serial>,
         status: Option<u16>,
-        is_refusal: bool,
+        (is_refusal, asks): (bool, bool),
         after: Duration,
     ) {
         if events.is_empty() {
@@ -694,7 +697,7 @@ impl Ledger {
         let at = kernel::now();
         let until = at + if status.is_some() { after } else { after.max(REQUEST_MAX) };
         let status = status.unwrap_or_default();
-        let down = TurnedDown { at, until, events, status, is_refusal };
+        let down = TurnedDown { at, until, events, status, is_refusal, asks };
         lock(&self.turned_down).push(down);
     }
 

@@ -53,6 +53,9 @@ const LEAVES: Duration = Duration::from_secs(15);
 /// refused-events.md).
 const COUNTED_ORDERED: usize = 3;
 
+/// The number of failures after which an object steps aside for another one.
+const OBJECT_TRIES: usize = 4;
+
 /// How long after a trouble the relay can still send a later event as a test. It has waited for a
 /// response for at most 20 s, and then pauses for just as long.
 const DOUBT: Duration = Duration::from_secs(40);
@@ -254,11 +257,14 @@ impl<'a> Seen<'a> {
     }
 
     /// Returns `true` if the event may have been set aside before `until`, and so have lost its
-    /// place in the order (see [`COUNTED_ORDERED`]). A consumer that cuts its connections does not
-    /// report the events that it turns down, but it turns down every event that is longer.
+    /// place in the order (see [`COUNTED_ORDERED`]), or have waited for the end of a pause that the
+    /// consumer has asked for it alone. A consumer that cuts its connections does not report the
+    /// events that it turns down, but it turns down every event that is longer.
     fn left_the_order(&self, world: &World<'_>, serial: Serial, until: Duration) -> bool {
         let from = world.stored.get(&serial).map_or(until, |stored| stored.from);
         self.failures_that_count(serial, from, until) >= COUNTED_ORDERED
+            || self.has_rested(serial, from, until)
+            || self.has_stepped_aside(world, serial, until)
             || self.is_cut(world, serial, from, until)
     }
 
@@ -291,6 +297,42 @@ impl<'a> Seen<'a> {
             }
         }
         counted
+    }
+
+    /// Returns `true` if an object may have let others go first that come after this event: one
+    /// that has failed [`OBJECT_TRIES`] times by then, with this event or with an earlier one that
+    /// had not arrived when this one was accepted, or that was still sent then: the store may have
+    /// had it (see guarantees.md). A store that is silent, or away, reports no failure.
+    fn has_stepped_aside(&self, world: &World<'_>, serial: Serial, until: Duration) -> bool {
+        if !matches!(self.view.promise.copies, Copies::OnceByRange) {
+            return false;
+        }
+        let Some(stored) = world.stored.get(&serial) else { return false };
+        let is_silent =
+            |(begun, ended): &Trouble| *begun <= until && stored.from <= ended.unwrap_or(world.now);
+        if self.view.troubles.iter().any(is_silent) {
+            return true;
+        }
+        let is_earlier =
+            |it: &&Serial| world.stored.get(*it).is_some_and(|it| it.from <= stored.until);
+        let mut failures = BTreeMap::<Serial, (usize, Duration)>::new();
+        for down in self.view.turned_down.iter().take_while(|down| down.at <= until) {
+            for event in down.events.iter().filter(is_earlier) {
+                let (count, last) = failures.entry(*event).or_default();
+                (*count, *last) = (*count + 1, down.at);
+            }
+        }
+        failures.into_iter().any(|(event, (count, last))| {
+            let was_open =
+                last >= stored.from || self.first_at(event).is_none_or(|at| at >= stored.from);
+            count >= OBJECT_TRIES && was_open
+        })
+    }
+
+    fn has_rested(&self, serial: Serial, from: Duration, until: Duration) -> bool {
+        let mut downs = self.view.turned_down.iter().filter(|down| down.asks);
+        downs.any(|down| down.events == [serial] && (from..=until).contains(&down.at))
+            && self.has_taken_another(serial, from, until)
     }
 
     fn has_taken_another(&self, serial: Serial, from: Duration, until: Duration) -> bool {

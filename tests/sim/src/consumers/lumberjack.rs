@@ -59,7 +59,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         let serials: Vec<_> = window.events.iter().flat_map(|it| identify_all(it)).collect();
         let first = serials.iter().position(|it| ledger.turns_away(&[*it]).is_some());
         if let Some(first) = first {
-            ledger.turns_down(serials[first..].to_vec(), None, false, Duration::ZERO);
+            ledger.turns_down(serials[first..].to_vec(), None, (false, false), Duration::ZERO);
             ledger.add(window.connection, window.events[..first].iter().cloned());
             reply.acknowledge(first);
             let is_silent = ledger.turns_away(&serials[first..]) == Some(Way::Silent);
@@ -79,7 +79,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
             || matches!(trouble, Some(Trouble::Late(time, _)) if time >= REQUEST_MIN);
         let left = if is_silent { &window.events[..] } else { &window.events[part..] };
         let left = left.iter().flat_map(|event| identify_all(event)).collect();
-        ledger.turns_down(left, None, false, Duration::ZERO);
+        ledger.turns_down(left, None, (false, false), Duration::ZERO);
         ledger.add(window.connection, window.events[..part].iter().cloned());
         answer(trouble, window, part, reply)
     });

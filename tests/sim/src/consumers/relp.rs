@@ -63,7 +63,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         if command.name == "syslog"
             && let Some(way) = ledger.turns_away(&identify_all(&command.data))
         {
-            ledger.turns_down(identify_all(&command.data), None, false, Duration::ZERO);
+            ledger.turns_down(identify_all(&command.data), None, (false, false), Duration::ZERO);
             lock(&spoiled).insert(command.connection);
             return match way {
                 Way::Silent => connection.rest(Duration::from_secs(30)).then(Vec::new),
@@ -78,7 +78,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         let is_late = matches!(trouble, Some(Trouble::Late(time)) if time >= REQUEST_MIN);
         if !stores || is_late || matches!(trouble, Some(Trouble::Mute)) {
             let events = identify_all(&command.data);
-            ledger.turns_down(events, None, false, Duration::ZERO);
+            ledger.turns_down(events, None, (false, false), Duration::ZERO);
         }
         if !stores {
             lock(&spoiled).insert(command.connection);

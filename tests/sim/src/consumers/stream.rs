@@ -74,7 +74,7 @@ fn start(
         recent.retain(|(at, of, _)| *of == connection && is_unknown(*at));
         let ends = |recent: &mut Vec<(_, _, Vec<Serial>)>| {
             let events = recent.drain(..).flat_map(|(.., events)| events).collect();
-            ledger.turns_down(events, None, false, Duration::ZERO);
+            ledger.turns_down(events, None, (false, false), Duration::ZERO);
         };
         let (messages, refused) = messages.split_at(taken);
         ledger.add(connection, messages.iter().map(|message| event_of(message)));

@@ -150,6 +150,7 @@ impl Small {
             events,
             status,
             is_refusal: !is_error,
+            asks: false,
         });
     }
 
@@ -747,6 +748,7 @@ fn a_later_event_may_come_early_and_again_while_an_earlier_one_is_in_doubt() {
                 events,
                 status: 400,
                 is_refusal: !is_error,
+                asks: false,
             });
         }
         small.arrive(24, &second[..1]);
@@ -761,6 +763,21 @@ fn a_later_event_may_come_early_and_again_while_an_earlier_one_is_in_doubt() {
     case(&[(22, true)]).passes(order);
     case(&[]).fails(order, late);
     case(&[(25, true)]).fails(order, late);
+    // One of the earlier events alone gets a pause, while another one is accepted.
+    let mut small = case(&[(22, true)]);
+    small.arrived.truncate(2);
+    small.turned_down[0].events.truncate(1);
+    small.fails(order, late);
+    small.turned_down[0].asks = true;
+    small.passes(order);
+    // They are in an object that fails four times.
+    for (failures, is_late) in [(3, true), (4, false)] {
+        let mut small = case(&vec![(22, true); failures]);
+        small.arrived.truncate(2);
+        small.fails(order, late);
+        small.promise.copies = Copies::OnceByRange;
+        assert_eq!(small.rule(order).is_empty(), !is_late, "{failures}");
+    }
     // The later event does not arrive again.
     let mut small = case(&[(22, true), (23, true)]);
     small.arrived.truncate(2);
