@@ -233,7 +233,7 @@ impl Ledger {
             return self.aside_turned_down(claim.start, kept, Answer::Refused, failure, consumer);
         }
         let works = self.in_flight.answered(claim, None);
-        self.turned_down(works, Answer::Refused, failure, consumer);
+        self.turned_down(works, (Answer::Refused, false), failure, consumer);
     }
 
     /// An attempt to send `claim` failed, and the link still works.
@@ -243,7 +243,7 @@ impl Ledger {
         }
         let works = self.in_flight.answered(claim, None);
         if failure.may_be_the_events {
-            return self.turned_down(works, Answer::Failed, failure, consumer);
+            return self.turned_down(works, (Answer::Failed, true), failure, consumer);
         }
         works.into_iter().for_each(|work| self.give_back(work));
         match failure.elsewhere {
@@ -253,11 +253,12 @@ impl Ledger {
     }
 
     /// `consumer` has not taken the claims of one request. Several events are sent again in two
-    /// requests, and a single event is sent again, passed over, or set aside.
+    /// requests, and a single event is sent again, passed over, or set aside. `may_be_accident`: if
+    /// it is their first failure, several events are sent again as they are.
     fn turned_down(
         &mut self,
         mut works: Vec<Work>,
-        answer: Answer,
+        (answer, may_be_accident): (Answer, bool),
         failure: &Failure,
         consumer: usize,
     ) {
@@ -267,10 +268,7 @@ impl Ledger {
         }
         let size: u64 = works.iter().map(|work| work.claim.end - work.claim.start).sum();
         self.tell_failure(answer, failure);
-        // The first failure of a request, or of what was on a connection, may be an accident: it is
-        // sent again as it is. If a restart halved a stream, the events that arrive until it grows
-        // again would wait, and the next restart would repeat all of them.
-        let (mut is_accident, mut counts) = (answer == Answer::Failed && events > 1, false);
+        let (mut is_accident, mut counts) = (may_be_accident && events > 1, false);
         for work in &mut works {
             is_accident &= work.trial.is_accident(consumer, failure.elsewhere);
         }
@@ -486,10 +484,10 @@ impl Ledger {
 
     /// The connection has ended, with everything on the wire. If the consumer has turned down
     /// `request`, it is one request that has failed: everything, or what comes before the rest.
-    /// Returns its claims.
+    /// `failure` has `true` if this may be an accident. Returns the claims of the request.
     fn wire_ended(
         &mut self,
-        failure: Option<&Failure>,
+        failure: Option<(&Failure, bool)>,
         request: Option<Claim>,
         consumer: usize,
     ) -> Vec<Claim> {
@@ -499,8 +497,8 @@ impl Ledger {
         rest.into_iter().for_each(|work| self.give_back(work));
         let asides = self.aside.all_answered();
         match failure {
-            Some(failure) => {
-                self.turned_down(works, Answer::Failed, failure, consumer);
+            Some((failure, may_be_accident)) => {
+                self.turned_down(works, (Answer::Failed, may_be_accident), failure, consumer);
                 for (position, kept) in asides {
                     self.aside_turned_down(position, kept, Answer::Failed, failure, consumer);
                 }
@@ -517,7 +515,10 @@ impl Ledger {
     }
 
     /// A connection on which claims become final in order has broken. `progress`: something was
-    /// accepted on it. `has_lasted`: it had lasted for some time.
+    /// accepted on it. `has_lasted`: it had lasted for some time. In both cases, this may be an
+    /// accident, such as a restart. If a restart halved a stream, the events that arrive until it
+    /// grows again would wait, and the next restart would repeat all of them. Otherwise, there may
+    /// be too much on the connection.
     pub(crate) fn on_broken(
         &mut self,
         failure: &Failure,
@@ -525,7 +526,8 @@ impl Ledger {
         consumer: usize,
     ) {
         let is_turned_down = self.is_on_wire() && failure.may_be_the_events;
-        self.wire_ended(is_turned_down.then_some(failure), None, consumer);
+        let may_be_accident = progress || has_lasted;
+        self.wire_ended(is_turned_down.then_some((failure, may_be_accident)), None, consumer);
         self.start_over();
         let is_proven = progress || (has_lasted && self.search.turns.failing_since.is_none());
         match is_proven {
@@ -553,7 +555,8 @@ impl Ledger {
         consumer: usize,
     ) {
         let is_turned_down = failure.is_some_and(|failure| self.ends_request(failure, consumer));
-        let claims = self.wire_ended(failure.filter(|_| is_turned_down), request, consumer);
+        let turned_down = failure.filter(|_| is_turned_down).map(|failure| (failure, true));
+        let claims = self.wire_ended(turned_down, request, consumer);
         let Some(failure) = failure else { return };
         if self.rules.collects && is_turned_down {
             // The store takes others, so a pause that it asks for is not one for everything.

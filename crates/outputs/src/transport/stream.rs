@@ -12,8 +12,9 @@
 //! The rule is weaker than an acknowledgement by the application: a consumer that reads bytes and
 //! dies before it has stored them loses them.
 //!
-//! **Progress is guaranteed**: after a second break with the same events, the delivery sends at
-//! most half of them on the next connection, and sends more only when they are final.
+//! **Progress is guaranteed**: after a break before which nothing had become final, or a second
+//! break with the same events, the delivery sends at most half of them on the next connection, and
+//! sends more only when they are final.
 //!
 //! The link asks our kernel regularly how many bytes the peer's kernel has acknowledged. Each such
 //! number is a *sample*.

@@ -55,6 +55,23 @@ async fn a_consumer_that_fails_is_down_ten_seconds_after_its_first_failure() {
     }
 }
 
+/// Method: a connection breaks with four events on it. What it showed before, and for how long it
+/// had lasted, tells an accident from too much on the connection.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_breaks_before_anything_is_final_gets_half_as_much_next() {
+    let failure = failure(AttemptError::Closed);
+    for (progress, has_lasted, next) in
+        [(false, false, "a b"), (true, false, "a b c d"), (false, true, "a b c d")]
+    {
+        let mut hand = Lanes::new(true);
+        hand.append(&["a", "b", "c", "d"]);
+        hand.send(&["a", "b", "c", "d"]);
+        hand.ledger().on_broken(&failure, (progress, has_lasted), 0);
+        let again = hand.try_send(u64::MAX).expect("there is something to send");
+        assert_eq!(events_of(&again).join(" "), next);
+    }
+}
+
 /// An object of the same events has the same name, so it is tried again as it is: without end if
 /// there are no other events, and until the store takes another object.
 #[tokio::test(start_paused = true)]
