@@ -25,9 +25,9 @@ mod connection;
 pub use connection::{Connection, NoAnswer, Reply, Stream, exchange};
 
 use crate::net::DialError;
-use crate::{net, tls};
+use crate::{names, net, tls};
 use base::words::escape::is_plain;
-use config::ClientTls;
+use config::{ClientTls, HostPort};
 
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -412,12 +412,13 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// The reason why there is no connection before `deadline`, as a category and as a text.
-    pub async fn connect(&self, deadline: Instant) -> Result<Connection, (AskFault, String)> {
+    /// The reason why there is no connection before `deadline`, to which the time of the lookup of
+    /// the host's name is added, as a category and as a text.
+    pub async fn connect(&self, mut deadline: Instant) -> Result<Connection, (AskFault, String)> {
         let other = |what: String| (AskFault::Other, what);
         let begun = |error: hyper::Error| other(format!("no HTTP response: {error}"));
         if !self.https {
-            return Connection::over(self.dial(deadline).await?).await.map_err(begun);
+            return Connection::over(self.dial(&mut deadline).await?).await.map_err(begun);
         }
         let client = match &self.tls {
             Some(client) => Arc::clone(client),
@@ -446,8 +447,9 @@ impl Target {
         Err(first.unwrap_or_else(|| other("no name for the certificate".to_owned())))
     }
 
-    async fn dial(&self, deadline: Instant) -> Result<TcpStream, (AskFault, String)> {
-        let stream = net::dial(&self.host, self.port, deadline).await.map_err(|error| {
+    async fn dial(&self, deadline: &mut Instant) -> Result<TcpStream, (AskFault, String)> {
+        let to = HostPort { host: self.host.clone(), port: self.port };
+        let stream = net::dial(&to, names::LONGEST, deadline).await.map_err(|error| {
             let fault = match error {
                 DialError::Resolve { .. } => AskFault::NoAddress,
                 DialError::Connect { .. } | DialError::Timeout { .. } => AskFault::NoConnection,
@@ -463,9 +465,9 @@ impl Target {
         &self,
         server: ServerName<'static>,
         client: &tls::Client,
-        deadline: Instant,
+        mut deadline: Instant,
     ) -> Result<TlsStream<TcpStream>, (AskFault, String)> {
-        let stream = self.dial(deadline).await?;
+        let stream = self.dial(&mut deadline).await?;
         let connecting = TlsConnector::from(client.settings()).connect(server, stream);
         let late = |_| {
             let what = "no TLS handshake within the connect timeout";

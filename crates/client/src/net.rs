@@ -1,7 +1,7 @@
-//! Binds and dials TCP sockets, looks up names, and sets socket options.
+//! Binds and dials TCP sockets, and sets socket options.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -11,6 +11,9 @@ use tokio::time::{Instant, timeout_at};
 mod unacknowledged;
 
 pub use unacknowledged::unacknowledged;
+
+use crate::names::Names;
+use config::HostPort;
 
 /// The maximum number of connections that wait for accept(2). kube-apiserver may open dozens in a
 /// burst.
@@ -58,26 +61,6 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Returns the addresses of a host, in the order of getaddrinfo(3). A slow lookup continues in its
-/// thread even if the future is dropped. `held`, such as a permit that limits these threads, is
-/// dropped only when the lookup has ended.
-///
-/// # Errors
-///
-/// The error of the resolver.
-pub async fn resolve(
-    host: String,
-    port: u16,
-    held: impl Send + 'static,
-) -> io::Result<Vec<SocketAddr>> {
-    let looking_up = tokio::task::spawn_blocking(move || {
-        let addresses = (host, port).to_socket_addrs();
-        drop(held);
-        addresses
-    });
-    Ok(looking_up.await.map_err(io::Error::other)??.collect())
-}
-
 /// Connects to one address, before `deadline`.
 ///
 /// # Errors
@@ -90,15 +73,28 @@ pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream
     }
 }
 
-/// Looks up `host`, tries its addresses one after the other, and returns the first connection.
+/// Looks up a host for at most `patience`, tries its addresses one after the other, and returns the
+/// first connection. The time of the lookup is added to `deadline`: the rest has its own time.
 ///
 /// # Errors
 ///
 /// [`DialError`]: the name has no address, no address accepted, or `deadline` has passed.
-pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, DialError> {
+pub async fn dial(
+    to: &HostPort,
+    patience: Duration,
+    deadline: &mut Instant,
+) -> Result<TcpStream, DialError> {
+    let unresolved = |source| DialError::Resolve { host: to.host.clone(), source };
+    let begun = Instant::now();
+    let addresses = Names::of_process().look_up(to, patience).await.map_err(unresolved)?;
+    let late = || {
+        let what = format!("no response within {} s", patience.as_secs_f64());
+        unresolved(io::Error::new(io::ErrorKind::TimedOut, what))
+    };
+    let addresses = addresses.ok_or_else(late)?;
+    *deadline += begun.elapsed();
+    let deadline = *deadline;
     let attempt = async {
-        let unresolved = |source| DialError::Resolve { host: host.to_owned(), source };
-        let addresses = resolve(host.to_owned(), port, ()).await.map_err(unresolved)?;
         let mut last = None;
         for (index, address) in addresses.iter().enumerate() {
             // An address that does not respond may use only its share of the time left.
@@ -116,7 +112,7 @@ pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream,
     };
     match timeout_at(deadline, attempt).await {
         Ok(result) => result,
-        Err(_) => Err(DialError::Timeout { to: format!("{host}:{port}") }),
+        Err(_) => Err(DialError::Timeout { to: to.to_string() }),
     }
 }
 

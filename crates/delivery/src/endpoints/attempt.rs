@@ -11,6 +11,7 @@ use super::address::ResolvedAddress;
 use super::circuit::{Fault, UNANSWERED_MAX};
 use super::set::Endpoints;
 use crate::failure::Failure;
+use client::names;
 use telemetry::AttemptError;
 
 /// The results of `check --connect` for one output: each address, and its error. `Ok(Some(_))`: the
@@ -64,7 +65,7 @@ impl Endpoints {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        match self.look_up(&attempt.address).await {
+        match self.look_up(&attempt.address, self.timeouts.connect).await {
             Ok(()) => attempt.follow(),
             Err(failure) if attempt.address.socket.is_some() => {
                 tracing::debug!(%failure, "lookup failed, the addresses known before stay in use");
@@ -93,7 +94,7 @@ impl Endpoints {
         let mut results = Vec::new();
         for address in self.addresses() {
             let name = shown(&address);
-            if let Err(failure) = self.look_up(&address).await {
+            if let Err(failure) = self.look_up(&address, names::LONGEST).await {
                 results.push((name, Err(failure.message)));
                 continue;
             }

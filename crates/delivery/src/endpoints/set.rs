@@ -1,20 +1,19 @@
 //! The set of an output's addresses: the table behind a lock, and lookups of host names.
 
+use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use std::{fmt, io};
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::address::{Endpoint, ResolvedAddress};
 use super::table::AddressTable;
 use crate::failure::Failure;
 use base::lock::lock;
+use client::names::Names;
 use client::net;
 use config::{HostPort, Strategy, Timeouts};
 use telemetry::{AttemptError, status};
@@ -25,11 +24,6 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// The most addresses of a name that are used. A larger consumer should have a load balancer.
 const ADDRESSES_MAX: usize = 64;
-
-/// Asks the resolver for the addresses of a host name. The only permit of the endpoint is released
-/// when the resolver has answered, even if nobody waits any more.
-pub(super) type LookUp = dyn Fn(HostPort, OwnedSemaphorePermit) -> Answer + Send + Sync;
-type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
 /// The addresses of one output, each with its state. The output's connector, its connections, its
 /// watch and `/status` share this value. It has no task of its own.
@@ -48,14 +42,14 @@ type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 ///
 /// Invariants: an id is never given to a second address, so an attempt whose address was removed
 /// changes the state of no other address. A configured endpoint always has at least one address,
-/// which may lack a socket address. At most one lookup for each endpoint runs. The lock is never
-/// held across an `await`, or when [`Endpoints::wake`] is called.
+/// which may lack a socket address. At most one lookup for each name runs. The lock is never held
+/// across an `await`, or when [`Endpoints::wake`] is called.
 pub struct Endpoints {
     pub(super) output: String,
     /// The order in which the addresses are tried.
     pub strategy: Strategy,
     pub(super) timeouts: Timeouts,
-    pub(super) look_up: Box<LookUp>,
+    pub(super) names: Arc<Names>,
     table: Mutex<AddressTable>,
     /// Grows with each change that may be a reason to end a connection.
     version: AtomicU64,
@@ -73,7 +67,7 @@ impl Endpoints {
             output: output.to_owned(),
             strategy,
             timeouts: timeouts.clone(),
-            look_up: Box::new(|name, permit| Box::pin(net::resolve(name.host, name.port, permit))),
+            names: Names::of_process(),
             table: Mutex::default(),
             version: AtomicU64::new(0),
             changed: Notify::new(),
@@ -102,26 +96,27 @@ impl Endpoints {
 
     /// Looks up the host name of an address. Does nothing if the host is an IP address, if a proxy
     /// resolves it, if the last answer is younger than [`FRESH`], or if another task asks and an
-    /// address is known. After a failure, the known addresses stay. The resolver has
-    /// `timeouts.connect` to answer.
-    pub(super) async fn look_up(&self, address: &ResolvedAddress) -> Result<(), Failure> {
+    /// address is known. After a failure, the known addresses stay. Waits for at most `patience`;
+    /// the lookup then runs on, and the next call gets its answer.
+    pub(super) async fn look_up(
+        &self,
+        address: &ResolvedAddress,
+        patience: Duration,
+    ) -> Result<(), Failure> {
         let (name, known) = (&address.name, address.socket.is_some());
-        let Some(lookups) = self.lookups(address) else { return Ok(()) };
-        let asking = async {
-            let permit = match known {
-                true => lookups.try_acquire_owned().ok()?,
-                false => lookups.acquire_owned().await.ok()?,
-            };
-            // Another lookup may have ended in the meantime.
-            self.lookups(address)?;
-            Some((self.look_up)(name.clone(), permit).await)
-        };
-        let answer = match tokio::time::timeout(self.timeouts.connect, asking).await {
-            Ok(None) => return Ok(()),
-            Ok(Some(Ok(answer))) if !answer.is_empty() => answer,
-            Ok(Some(Ok(_))) => return Err(unresolved(name, "it has no address")),
-            Ok(Some(Err(error))) => return Err(unresolved(name, error)),
-            Err(_) => return Err(unresolved(name, "no response within the connect timeout")),
+        if !self.needs_lookup(address) || (known && self.names.is_running(name)) {
+            return Ok(());
+        }
+        let answer = match self.names.look_up(name, patience).await {
+            // Another task may have taken the same answer.
+            Ok(Some(_)) if !self.needs_lookup(address) => return Ok(()),
+            Ok(Some(answer)) if !answer.is_empty() => answer,
+            Ok(Some(_)) => return Err(unresolved(name, "it has no address")),
+            Err(error) => return Err(unresolved(name, error)),
+            Ok(None) => {
+                let what = format!("no response within {} s", patience.as_secs_f64());
+                return Err(unresolved(name, what));
+            }
         };
         let answer = answer.get(..ADDRESSES_MAX).unwrap_or(&answer);
         let changed = self.lock().take_answer(address, answer, Instant::now());
@@ -132,9 +127,9 @@ impl Endpoints {
         Ok(())
     }
 
-    /// Returns the semaphore for lookups of the name; `None` if no lookup is needed now.
-    pub(super) fn lookups(&self, address: &ResolvedAddress) -> Option<Arc<Semaphore>> {
-        self.lock().lookups(address, FRESH)
+    /// Returns `true` if the name must be looked up now.
+    pub(super) fn needs_lookup(&self, address: &ResolvedAddress) -> bool {
+        self.lock().needs_lookup(address, FRESH)
     }
 
     /// Grows when the list of addresses changes, and when an address goes down or may be used

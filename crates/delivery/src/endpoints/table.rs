@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::address::{Endpoint, ResolvedAddress};
@@ -43,8 +42,6 @@ pub(super) struct EndpointEntry {
     /// The time of the resolver's last answer. After the first, all addresses have an IP address.
     looked_up: Option<Instant>,
     next_lookup: Option<Instant>,
-    /// Has one permit: a resolver that hangs blocks only one thread for each endpoint.
-    lookups: Arc<Semaphore>,
     /// Never empty: before the resolver's first answer, a name has one entry without an IP address.
     addresses: Vec<AddressEntry>,
 }
@@ -135,8 +132,7 @@ impl AddressTable {
             let entry = same.unwrap_or_else(|| {
                 let socket = if endpoint.resolved_here { endpoint.literal() } else { None };
                 let addresses = vec![AddressEntry::new(self.new_id(), socket, Circuit::new(now))];
-                let lookups = Arc::new(Semaphore::new(1));
-                EndpointEntry { endpoint, looked_up: None, next_lookup: None, lookups, addresses }
+                EndpointEntry { endpoint, looked_up: None, next_lookup: None, addresses }
             });
             self.entries.push(entry);
         }
@@ -275,13 +271,11 @@ impl AddressTable {
         }
     }
 
-    /// Returns the name's semaphore; `None` if no lookup is needed or the last answer is still
-    /// fresh.
-    pub(super) fn lookups(&self, of: &ResolvedAddress, fresh: Duration) -> Option<Arc<Semaphore>> {
-        let entry = self.entries.get(of.endpoint)?;
+    /// Returns `true` if the name must be looked up, and its last answer is not `fresh` any more.
+    pub(super) fn needs_lookup(&self, of: &ResolvedAddress, fresh: Duration) -> bool {
+        let Some(entry) = self.entries.get(of.endpoint) else { return false };
         let young = entry.looked_up.is_some_and(|at| at.elapsed() < fresh);
-        (entry.endpoint.needs_lookup() && entry.endpoint.name == of.name && !young)
-            .then(|| Arc::clone(&entry.lookups))
+        entry.endpoint.needs_lookup() && entry.endpoint.name == of.name && !young
     }
 
     /// Replaces the addresses of the name of `of`. Returns `true` if they have changed.

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::circuit::{HOLD_MAX, HOLD_MIN, PAUSE_MAX};
 use super::table::LOOK_UP;
 use super::*;
 use crate::failure::Failure;
+use client::names::Names;
 use config::{HostPort, Strategy, Timeouts};
 use telemetry::{AttemptError, status};
 use testing::{Failing, seeds};
@@ -41,9 +41,9 @@ struct World {
     consumers: Mutex<BTreeMap<SocketAddr, Mood>>,
     /// The addresses of each name. `None` stands for a resolver that never answers.
     names: Mutex<BTreeMap<String, Option<Vec<SocketAddr>>>>,
+    /// The time that the resolver needs for an answer.
+    needs: Mutex<Duration>,
     lookups: AtomicU64,
-    /// The permits of lookups that never end. They stand for threads that hang.
-    hanging: Mutex<Vec<OwnedSemaphorePermit>>,
     probes: AtomicU64,
 }
 
@@ -97,21 +97,20 @@ impl Bench {
         let world = Arc::new(World::default());
         let mut set = Endpoints::new("output", strategy, &TIMEOUTS);
         let resolver = Arc::clone(&world);
-        set.look_up = Box::new(move |name, permit| {
+        set.names = Arc::new(Names::new(move |name| {
             let world = Arc::clone(&resolver);
             Box::pin(async move {
                 world.lookups.fetch_add(1, Ordering::Relaxed);
+                let needs = *world.needs.lock().unwrap();
+                tokio::time::sleep(needs).await;
                 let answer = world.names.lock().unwrap().get(&name.host).cloned();
                 match answer {
                     None => Err(io::Error::new(io::ErrorKind::NotFound, "no such name")),
-                    Some(None) => {
-                        world.hanging.lock().unwrap().push(permit);
-                        std::future::pending().await
-                    }
+                    Some(None) => std::future::pending().await,
                     Some(Some(answer)) => Ok(answer),
                 }
             })
-        });
+        }));
         let endpoint = |host: &&str| Endpoint {
             name: HostPort { host: (*host).to_owned(), port: 514 },
             resolved_here: true,
@@ -496,6 +495,39 @@ async fn a_resolver_that_hangs_is_asked_once_at_a_time() {
     let failed = futures_util::future::join_all(deliveries).await;
     assert!(failed.iter().all(|it| *it == (0, Err(true))), "{failed:?}");
     assert_eq!(bench.world.lookups.load(Ordering::Relaxed), 1);
+}
+
+/// Method: the first of two name servers is dead, so the resolver needs longer than an attempt
+/// waits.
+#[tokio::test(start_paused = true)]
+async fn a_lookup_that_needs_longer_than_an_attempt_waits_ends_at_last() {
+    for (needs, failures) in [(5_100, 1), (14_000, 2)] {
+        let needs = Duration::from_millis(needs);
+        let bench = Bench::start(&["logs"], Strategy::Failover);
+        bench.world.name("logs", Some(&[1]));
+        *bench.world.needs.lock().unwrap() = needs;
+        let begun = Instant::now();
+        for _ in 0..failures {
+            assert_eq!(bench.deliver().await, (0, Err(false)));
+        }
+        assert_eq!(bench.deliver().await, (1, Ok(())));
+        assert_eq!((begun.elapsed(), bench.world.lookups.load(Ordering::Relaxed)), (needs, 1));
+        // The name has moved. The next attempt waits for 5 s, and uses what is known.
+        bench.world.name("logs", Some(&[2]));
+        pass(SECOND * 2).await;
+        let begun = Instant::now();
+        assert_eq!(bench.deliver().await, (1, Ok(())));
+        assert_eq!(begun.elapsed(), TIMEOUTS.connect);
+        pass(needs).await;
+        assert_eq!(bench.deliver().await, (2, Ok(())));
+    }
+    // `check --connect` waits for as long as the C library may need.
+    let bench = Bench::start(&["logs"], Strategy::Failover);
+    bench.world.name("logs", Some(&[1]));
+    *bench.world.needs.lock().unwrap() = SECOND * 29;
+    let connect = |_| std::future::ready(Ok(None));
+    let probed = bench.set.try_all(|address| address.name.to_string(), connect).await;
+    assert_eq!(probed, [("logs:514".to_owned(), Ok(None))]);
 }
 
 #[tokio::test(start_paused = true)]

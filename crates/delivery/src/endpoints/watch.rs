@@ -14,6 +14,7 @@ use super::address::ResolvedAddress;
 use super::set::Endpoints;
 use super::table::Job;
 use crate::failure::Failure;
+use client::names;
 
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
@@ -89,14 +90,14 @@ impl Endpoints {
     {
         let (address, result) = match job {
             Job::LookUp(address) => {
-                if let Err(failure) = self.look_up(&address).await {
+                if let Err(failure) = self.look_up(&address, names::LONGEST).await {
                     tracing::debug!(%failure, "lookup failed, the addresses known before stay in use");
                 }
                 return;
             }
             // A name without an address can only be probed by a lookup.
-            Job::Probe(address) if address.socket.is_none() && self.lookups(&address).is_some() => {
-                let result = self.look_up(&address).await;
+            Job::Probe(address) if address.socket.is_none() && self.needs_lookup(&address) => {
+                let result = self.look_up(&address, self.timeouts.connect).await;
                 (address, result)
             }
             Job::Probe(address) => (address.clone(), probe(address).await),

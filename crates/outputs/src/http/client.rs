@@ -28,7 +28,6 @@ use crate::transport::socket::Socket;
 use crate::transport::tls_session::Tls;
 use base::staged::Staged;
 use client::net;
-use config::HostPort;
 use delivery::endpoints::{Attempt, Endpoint, Endpoints, ResolvedAddress};
 use delivery::failure::Failure;
 use delivery::files::Files;
@@ -153,8 +152,8 @@ impl Client {
         // During a reload, the URL at this place may be another one.
         let endpoint = expanded.endpoints.get(address.endpoint);
         let base = &endpoint.filter(|it| it.base.at == address.name).ok_or_else(gone)?.base;
-        let deadline = Instant::now() + self.timeouts.connect;
-        let stream = self.open(base, &address, expanded.proxy.as_ref(), deadline).await?;
+        let mut deadline = Instant::now() + self.timeouts.connect;
+        let stream = self.open(base, &address, expanded.proxy.as_ref(), &mut deadline).await?;
         if base.https {
             self.tls.handshake(&base.at, stream, deadline).await?;
         }
@@ -175,10 +174,10 @@ impl Client {
         address: ResolvedAddress,
         proxy: Option<&Proxy>,
     ) -> Result<PooledConnection, Failure> {
-        let deadline = Instant::now() + self.timeouts.connect;
+        let mut deadline = Instant::now() + self.timeouts.connect;
         let failure =
             |error: hyper::Error| Failure::new(AttemptError::Connect, format!("{base}: {error}"));
-        let socket = Socket::new(self.open(base, &address, proxy, deadline).await?);
+        let socket = Socket::new(self.open(base, &address, proxy, &mut deadline).await?);
         let (progress, shared) = (Progress::of(&socket), Arc::clone(&socket.shared));
         let (sender, driver) = if base.https {
             let stream = self.tls.handshake(&base.at, socket, deadline).await?;
@@ -223,18 +222,19 @@ impl Client {
         Ok((sender, self.drivers.spawn(driver).abort_handle()))
     }
 
-    /// Makes a TCP connection to an address, directly or through the proxy.
+    /// Makes a TCP connection to an address, directly or through the proxy. The time of the lookup
+    /// of the proxy's name is added to `deadline`.
     pub(super) async fn open(
         &self,
         base: &BaseUrl,
         address: &ResolvedAddress,
         proxy: Option<&Proxy>,
-        deadline: Instant,
+        deadline: &mut Instant,
     ) -> Result<TcpStream, Failure> {
         let stream = match (proxy, address.socket) {
-            (Some(proxy), _) => tunnel(base, proxy, deadline).await?,
+            (Some(proxy), _) => tunnel(base, proxy, self.timeouts.connect, deadline).await?,
             (None, Some(socket)) => {
-                let connected = net::connect(socket, deadline).await;
+                let connected = net::connect(socket, *deadline).await;
                 connected.map_err(|error| dial_failure(&error))?
             }
             (None, None) => {
@@ -250,20 +250,20 @@ impl Client {
 }
 
 /// Connects to the proxy and asks it to connect to the consumer. Returns the connection. All
-/// further bytes on it are from and to the consumer.
+/// further bytes on it are from and to the consumer. `patience` and `deadline`: see [`net::dial`].
 pub(super) async fn tunnel(
     base: &BaseUrl,
     proxy: &Proxy,
-    deadline: Instant,
+    patience: Duration,
+    deadline: &mut Instant,
 ) -> Result<TcpStream, Failure> {
-    let HostPort { host, port } = &proxy.at;
-    let dialled = net::dial(host, *port, deadline).await.map_err(|error| {
+    let dialled = net::dial(&proxy.at, patience, deadline).await.map_err(|error| {
         let failure = dial_failure(&error);
         Failure::new(failure.reason, format!("{base}: {proxy}: {failure}"))
     });
     let mut stream = dialled?;
     let opening = proxy.open(&mut stream, &base.at);
-    let opened = tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| {
+    let opened = tokio::time::timeout_at(*deadline, opening).await.unwrap_or_else(|_| {
         let what = format!("{proxy}: no response within the connect timeout");
         Err((AttemptError::Timeout, what))
     });

@@ -20,7 +20,7 @@ use crate::transport::connection::dial_failure;
 use crate::transport::tls_session::handshake;
 use client::ask::{Connection, NoAnswer, Stream, USER_AGENT, chain};
 use client::{net, tls};
-use config::{ClientTls, HostPort, Template};
+use config::{ClientTls, Template};
 use delivery::failure::Failure;
 use telemetry::AttemptError;
 
@@ -121,10 +121,10 @@ impl Service {
             .header(header::CONTENT_TYPE, FORM)
             .body(Full::new(Bytes::from(form)))
             .map_err(|error| wrong(format!("{base}: {error}")))?;
-        let deadline = Instant::now() + self.timeouts.connect;
+        let mut deadline = Instant::now() + self.timeouts.connect;
         let stream: Box<dyn Stream> = match base.https {
             true => Box::new(self.encrypted(&expanded, deadline).await?),
-            false => Box::new(self.dial(&expanded, deadline).await?),
+            false => Box::new(self.dial(&expanded, &mut deadline).await?),
         };
         let asked = exchange(base, path, stream, request);
         let answer = tokio::time::timeout(self.timeouts.request, asked).await;
@@ -136,12 +136,18 @@ impl Service {
     }
 
     /// Makes a TCP connection to the server, directly or through the proxy.
-    async fn dial(&self, expanded: &Expanded, deadline: Instant) -> Result<TcpStream, Failure> {
-        let base = &expanded.endpoint.base;
-        let HostPort { host, port } = &base.at;
+    async fn dial(
+        &self,
+        expanded: &Expanded,
+        deadline: &mut Instant,
+    ) -> Result<TcpStream, Failure> {
+        let (base, patience) = (&expanded.endpoint.base, self.timeouts.connect);
         let stream = match &expanded.proxy {
-            Some(proxy) => tunnel(base, proxy, deadline).await?,
-            None => net::dial(host, *port, deadline).await.map_err(|error| dial_failure(&error))?,
+            Some(proxy) => tunnel(base, proxy, patience, deadline).await?,
+            None => {
+                let dialled = net::dial(&base.at, patience, deadline).await;
+                dialled.map_err(|error| dial_failure(&error))?
+            }
         };
         // The socket options detect a silent server early. An error is ignored, because the timeout
         // still detects the server.
@@ -154,11 +160,11 @@ impl Service {
     async fn encrypted(
         &self,
         expanded: &Expanded,
-        deadline: Instant,
+        mut deadline: Instant,
     ) -> Result<TlsStream<TcpStream>, Failure> {
         let mut refused = Failure::new(AttemptError::Tls, "the URL is not https");
         for tls in &expanded.tls {
-            let stream = self.dial(expanded, deadline).await?;
+            let stream = self.dial(expanded, &mut deadline).await?;
             match handshake(tls, &expanded.endpoint.base.at, stream, deadline).await {
                 Ok(stream) => return Ok(stream),
                 Err(failure) => refused = failure,

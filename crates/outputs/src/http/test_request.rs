@@ -145,8 +145,9 @@ impl Client {
             return false;
         };
         let (base, proxy) = (&endpoint.base, expanded.proxy.as_ref());
-        let deadline = Instant::now() + self.timeouts.connect;
-        let Ok(stream) = self.open(base, address, proxy, deadline).await else { return false };
+        let mut deadline = Instant::now() + self.timeouts.connect;
+        let opened = self.open(base, address, proxy, &mut deadline).await;
+        let Ok(stream) = opened else { return false };
         let deadline = Instant::now() + TLS_ANSWER;
         handshake(&client, &base.at, stream, deadline).await.is_ok()
     }
