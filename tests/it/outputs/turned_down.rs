@@ -223,3 +223,23 @@ mod peers {
         });
     }
 }
+
+/// Method: a balancer of connections, such as a Service of Kubernetes. Each second connection leads
+/// to a node that takes nothing and keeps the connection; the others lead to one that works.
+#[test]
+fn a_connection_to_a_node_that_takes_nothing_is_not_kept() {
+    let statuses = [401, 403, 408, 429, 500, 502, 503];
+    for (concurrency, status) in statuses.into_iter().flat_map(|status| [(1, status), (4, status)])
+    {
+        let sink = HttpSink::start(move |request| {
+            Answer::status(if request.connection % 2 == 0 { status } else { 200 })
+        });
+        let more = format!("concurrency = {concurrency}\n[shutdown]\ndrain_timeout = \"200ms\"\n");
+        let relay = Relay::start(&to_sink(sink.address(), &more));
+        let sent: Vec<_> = (0..5).flat_map(|seed| post_batch(&relay, seed, 20, 900)).collect();
+        relay.wait_until_delivered(PATIENCE);
+        assert_none_missing(&accepted_events(&sink), &sent);
+        assert_eq!(lost(&relay), 0.0, "{status}, {concurrency}");
+        relay.finish(Backlog::Empty);
+    }
+}

@@ -31,6 +31,11 @@ use telemetry::AttemptError;
 /// whichever is shorter. Usually there is one check per second.
 const PROGRESS_CHECKS: u32 = 10;
 
+/// A balancer may have chosen its server for a connection, such as a Service of Kubernetes does.
+/// After this number of failures in a row, and each further one, the connection is not used again,
+/// so that the next request may reach another server.
+const FAILURES_MAX: u32 = 2;
+
 /// The message for a request that the consumer has taken, on a connection that can't be used again.
 const CLOSED: &str = "the consumer closed the connection before it confirmed the events: they are \
     sent again, so some may arrive twice";
@@ -219,11 +224,17 @@ impl Client {
                 None => outcome = unconfirmed(CLOSED),
             }
         }
-        // A balancer may have chosen its server for the connection. Over a new connection, an event
-        // that was refused alone may reach another server.
-        let is_refused = matches!(outcome, Outcome::Refused(_)) && sent.events == 1;
-        let connection = connection.filter(|open| !(is_refused && open.is_free()));
-        if let Some(connection) = connection {
+        lane.failures = match outcome {
+            Outcome::Accepted | Outcome::Taken(_) => 0,
+            Outcome::Judged(ref parts) if parts.iter().any(Part::is_taken) => 0,
+            // Over a new connection, an event that was refused alone may reach another server.
+            Outcome::Refused(_) if sent.events == 1 => FAILURES_MAX,
+            Outcome::Judged(_) | Outcome::Refused(_) | Outcome::Failed(_) => lane.failures + 1,
+        };
+        if let Some(mut connection) = connection {
+            if lane.failures >= FAILURES_MAX {
+                connection.expiry = Some(Instant::now());
+            }
             lane.put_back(connection, self.endpoints.count());
         }
         let another_may = self.config.strategy == Strategy::RoundRobin;

@@ -30,7 +30,8 @@ pub(super) struct ConnectionKey {
 /// An open HTTP/1.1 connection that is used for one request after the other.
 pub(super) struct PooledConnection {
     pub(super) key: ConnectionKey,
-    /// The time when the connection reaches `timeouts.max_connection_age`, if that is set.
+    /// The time when the connection reaches `timeouts.max_connection_age`, if that is set, or when
+    /// it was found to lead to a server that takes nothing.
     pub(super) expiry: Option<Instant>,
     pub(super) sender: http1::SendRequest<Upload>,
     pub(super) progress: Progress,
@@ -109,6 +110,8 @@ pub(super) struct Lane {
     /// consumer end the connection, this costs no other event its confirmation, and no other
     /// request costs the event its own.
     pub(super) sends_alone: bool,
+    /// The number of requests in a row of which the consumer has taken nothing.
+    pub(super) failures: u32,
 }
 
 impl Lane {
@@ -134,10 +137,14 @@ impl Lane {
         Some(self.idle.remove(index))
     }
 
-    /// Puts a connection back after its request. If the lane then holds more than `max` connections
-    /// (the number of addresses), closes the free one that was unused for the longest time
-    /// ([`PooledConnection::is_free`]).
+    /// Puts a connection back after its request, or closes it if it is free
+    /// ([`PooledConnection::is_free`]) and has reached its age limit. If the lane then holds more
+    /// than `max` connections (the number of addresses), closes the free one that was unused for
+    /// the longest time.
     pub(super) fn put_back(&mut self, connection: PooledConnection, max: usize) {
+        if connection.is_free() && connection.has_expired() {
+            return;
+        }
         self.idle.push(connection);
         if self.idle.len() > max {
             let free = self.idle.iter().position(PooledConnection::is_free);
