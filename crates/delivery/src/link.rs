@@ -302,7 +302,6 @@ pub enum Event {
         request: Option<Claim>,
     },
     /// The link can send nothing because of this failure, but keeps trying.
-    #[cfg(any(feature = "kafka", test))]
     Troubled(Failure),
     /// The process can't continue. The text says why.
     Fatal(String),

@@ -426,7 +426,6 @@ impl<C: Connect> Delivery<C> {
                 self.ledger.on_gone(failure.as_ref(), request, consumer);
                 return Some(Ended::Gone(failure));
             }
-            #[cfg(any(feature = "kafka", test))]
             Event::Troubled(failure) => self.ledger.health.failed(&failure),
             Event::Fatal(message) => return Some(Ended::Fatal(message)),
         }

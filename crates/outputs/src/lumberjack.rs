@@ -10,7 +10,8 @@
 //! | JSON | `2J`, number of the event in its window from 1, length, that many bytes: the document |
 //!
 //! The consumer answers with `2A` and a number, which acknowledges the events of the oldest window
-//! up to that number. The number 0 acknowledges no event, but shows that the consumer works.
+//! up to that number. The number 0 acknowledges no event: Logstash sends it every few seconds while
+//! its pipeline is blocked, so that its clients wait.
 
 use std::collections::VecDeque;
 use std::io;
@@ -133,6 +134,7 @@ impl Protocol for Lumberjack {
                 ));
             }
             if let Some(window) = self.windows.front_mut() {
+                answers.progress |= number > window.acknowledged;
                 answers.acknowledged += number.saturating_sub(window.acknowledged);
                 window.acknowledged = number.max(window.acknowledged);
             }

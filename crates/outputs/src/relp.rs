@@ -200,7 +200,7 @@ impl Protocol for Relp {
             if number == 0 {
                 answers.closing |= command == b"serverclose";
             } else {
-                answers.alive = true;
+                (answers.alive, answers.progress) = (true, true);
                 taken(data)?;
                 self.answer(number)?;
             }

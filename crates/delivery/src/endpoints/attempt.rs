@@ -119,17 +119,19 @@ impl Attempt {
         &self.address
     }
 
-    /// Returns the longest time that the address may make no progress: `timeouts.request`, but at
-    /// most [`UNANSWERED_MAX`] while another address may respond. The result changes when other
-    /// addresses fail or work.
-    pub fn patience(&self) -> Duration {
-        let request = self.set.timeouts.request;
+    /// Returns `true` if another address may respond. The result changes when other addresses fail
+    /// or work.
+    pub fn is_replaceable(&self) -> bool {
         let table = self.set.lock();
         let mut others = table.all().filter(|(_, _, other)| other.id != self.address.id);
-        match others.any(|(_, _, other)| other.circuit.may_answer()) {
-            true => request.min(UNANSWERED_MAX),
-            false => request,
-        }
+        others.any(|(_, _, other)| other.circuit.may_answer())
+    }
+
+    /// Returns the longest time that the address may make no progress: `timeouts.request`, but at
+    /// most [`UNANSWERED_MAX`] while the address [is replaceable](Attempt::is_replaceable).
+    pub fn patience(&self) -> Duration {
+        let request = self.set.timeouts.request;
+        if self.is_replaceable() { request.min(UNANSWERED_MAX) } else { request }
     }
 
     /// Counts bytes that are sent to the address.

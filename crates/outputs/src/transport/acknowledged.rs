@@ -157,8 +157,9 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 /// The link ends with [`Event::Closed`] when the relay or the consumer wants to end the connection
 /// and no event waits for an answer. The link ends with [`Event::Broken`] after an error, and when
 /// the consumer's FIN comes before the consumer has acknowledged all events. It also ends with
-/// [`Event::Broken`] when events wait, and the consumer sends no answer and takes no bytes for
-/// [`Session::patience`].
+/// [`Event::Broken`] when events wait, and the consumer makes no progress for
+/// [`Session::patience`]: it takes no bytes and acknowledges no event. If it still answers, and no
+/// other address may respond, the link waits on, and reports [`Event::Troubled`].
 pub(crate) struct AcknowledgedLink<P> {
     session: Session,
     window: u64,
@@ -173,6 +174,10 @@ pub(crate) struct AcknowledgedLink<P> {
     unwritable: Option<(io::Error, Instant)>,
     /// `true` if the consumer has announced the end of the connection.
     closing: bool,
+    /// The time of the consumer's last answer, or of the connection.
+    heard: Instant,
+    /// The time of the last [`Event::Troubled`].
+    told: Option<Instant>,
 }
 
 impl<P: Protocol> AcknowledgedLink<P> {
@@ -190,6 +195,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
             in_flight: InFlight::default(),
             unwritable: None,
             closing: false,
+            heard: Instant::now(),
+            told: None,
         }
     }
 
@@ -280,6 +287,9 @@ impl<P: Protocol> AcknowledgedLink<P> {
             let mut answers = Answers::default();
             let result = self.protocol.read(&mut self.unread, &mut answers);
             if answers.alive {
+                self.heard = Instant::now();
+            }
+            if answers.progress {
                 self.session.progress = Instant::now();
             }
             self.closing |= answers.closing;
@@ -359,14 +369,39 @@ impl<P: Protocol> AcknowledgedLink<P> {
             let failure = self.session.failure(AttemptError::Closed, what);
             return Some(self.session.broken(failure));
         }
-        let patience = self.session.patience();
-        if self.is_awaiting() && now >= self.session.progress + patience {
-            let waited = patience.as_secs_f64();
+        if !self.is_awaiting() {
+            return None;
+        }
+        let waited = self.session.patience().as_secs_f64();
+        if now >= self.ends_at() {
             let what = format!("no acknowledgement and no progress for {waited} s");
             let failure = self.session.failure(AttemptError::Timeout, what);
             return Some(self.session.broken(failure));
         }
+        if now >= self.told_at() {
+            self.told = Some(now);
+            let what = format!(
+                "no acknowledgement for {waited} s, but the consumer asks for patience: what it \
+                 sends its events to may be blocked"
+            );
+            return Some(Event::Troubled(self.session.failure(AttemptError::Timeout, what)));
+        }
         None
+    }
+
+    /// Returns the time when the link ends if the consumer acknowledges nothing and takes no bytes
+    /// until then. An answer without an acknowledgement puts off the end only if no other address
+    /// may respond.
+    fn ends_at(&self) -> Instant {
+        let progress = self.session.progress;
+        let since = if self.session.is_replaceable() { progress } else { progress.max(self.heard) };
+        since + self.session.patience()
+    }
+
+    /// Returns the time of the next [`Event::Troubled`] if there is no progress until then.
+    fn told_at(&self) -> Instant {
+        let since = self.told.unwrap_or(self.session.progress).max(self.session.progress);
+        since + self.session.patience()
     }
 
     /// Returns `true` if the link waits until the consumer takes bytes or acknowledges events.
@@ -380,7 +415,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         if self.is_idle() {
             return self.session.idle_wake();
         }
-        let late = self.is_awaiting().then(|| self.session.progress + self.session.patience());
+        let late = self.is_awaiting().then(|| self.ends_at().min(self.told_at()));
         let unwritable = self.unwritable.as_ref().map(|(_, until)| *until);
         let age = self.session.expiry.filter(|_| !self.session.leaving);
         [late, age, unwritable].into_iter().flatten().min()

@@ -68,9 +68,9 @@ pub(super) struct Session {
     pub(super) unwritten: Option<VecDeque<Bytes>>,
     /// The timer that wakes the link when its next time limit is over.
     timer: Pin<Box<Sleep>>,
-    /// The time of the last sign that the peer works: our kernel took bytes, the peer's kernel
-    /// acknowledged bytes (`stream`), or the consumer answered (`acknowledged`). If the link began
-    /// to wait for the peer after the last sign, the time when the wait began.
+    /// The time of the last progress: our kernel took bytes, the peer's kernel acknowledged bytes
+    /// (`stream`), or the consumer acknowledged events (`acknowledged`). If the link began to wait
+    /// for the peer after that, the time when the wait began.
     pub(super) progress: Instant,
     /// The time when the peer's FIN was read. `None` while the peer may still send.
     pub(super) finished: Option<Instant>,
@@ -173,6 +173,11 @@ impl Session {
     /// unanswered: see [`Attempt::patience`].
     pub(super) fn patience(&self) -> Duration {
         self.attempt.patience()
+    }
+
+    /// See [`Attempt::is_replaceable`].
+    pub(super) fn is_replaceable(&self) -> bool {
+        self.attempt.is_replaceable()
     }
 
     /// Records that the consumer has accepted something, so that its address works.

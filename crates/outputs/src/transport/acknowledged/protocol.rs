@@ -72,8 +72,10 @@ impl Frames {
 pub(crate) struct Answers {
     /// The number of newly acknowledged events, which are the oldest unacknowledged ones.
     pub acknowledged: u64,
-    /// `true` if an answer shows that the consumer works, even if it acknowledges no event.
+    /// `true` if the consumer has answered. It may acknowledge no event, and ask for patience.
     pub alive: bool,
+    /// `true` if an answer acknowledges an event, even if an earlier one is not acknowledged yet.
+    pub progress: bool,
     /// `true` if the consumer has announced the end of the connection.
     pub closing: bool,
 }
