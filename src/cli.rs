@@ -2,13 +2,16 @@
 //! people to stderr.
 #![allow(clippy::print_stderr, reason = "this is the file that prints")]
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::future::poll_fn;
 use std::io::Write;
 use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::RecvTimeoutError;
+use std::task::Poll;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -16,6 +19,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use futures_util::FutureExt;
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -571,9 +575,9 @@ fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
     result
 }
 
-/// The time after the first SIGTERM or SIGINT in which a second one counts as the same signal.
-/// timeout(1), for example, sends its signal to its child and then to the child's process group, so
-/// that the child gets the signal twice.
+/// The time after the first SIGTERM, SIGINT or SIGQUIT in which a second one counts as the same
+/// signal. timeout(1), for example, sends its signal to its child and then to the child's process
+/// group, so that the child gets the signal twice.
 const TWICE: Duration = Duration::from_millis(10);
 
 /// The greatest number of requests to reload (SIGHUP) that wait while a reload runs. If this many
@@ -581,8 +585,26 @@ const TWICE: Duration = Duration::from_millis(10);
 /// waiting reloads start after the ignored request.
 const RELOADS: usize = 16;
 
-/// Receives the signals of this process. The first SIGTERM or SIGINT cancels `first`, and another
-/// one, at least [`TWICE`] later, cancels `second`. `reload` gets the requests by SIGHUP.
+/// The signals that would end the process without a word, and have no meaning for it. SIGXFSZ comes
+/// when a file reaches the limit of its size (`ulimit -f`). The write then also fails, with EFBIG.
+const UNUSED: [(Signal, &str); 10] = [
+    (Signal::ALARM, "SIGALRM"),
+    (Signal::IO, "SIGIO"),
+    (Signal::POWER, "SIGPWR"),
+    (Signal::PROF, "SIGPROF"),
+    (Signal::STKFLT, "SIGSTKFLT"),
+    (Signal::USR1, "SIGUSR1"),
+    (Signal::USR2, "SIGUSR2"),
+    (Signal::VTALARM, "SIGVTALRM"),
+    (Signal::XCPU, "SIGXCPU"),
+    (Signal::XFSZ, "SIGXFSZ"),
+];
+
+/// An unused signal is logged once in this time.
+const UNUSED_AGAIN: Duration = Duration::from_secs(60);
+
+/// Receives the signals of this process. The first SIGTERM, SIGINT or SIGQUIT cancels `first`, and
+/// another one, at least [`TWICE`] later, cancels `second`. `reload` gets the requests by SIGHUP.
 struct Heard {
     first: CancellationToken,
     second: CancellationToken,
@@ -594,8 +616,15 @@ struct Heard {
 
 impl Heard {
     fn new() -> std::io::Result<Self> {
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut terminate, mut interrupt, mut quit) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::quit())?,
+        );
+        let unused = UNUSED.map(|(raw, name)| {
+            signal(SignalKind::from_raw(raw.as_raw())).map(|unused| (name, unused))
+        });
+        let mut unused = unused.into_iter().collect::<std::io::Result<Vec<_>>>()?;
         let mut hangup = signal(SignalKind::hangup())?;
         let (asked, reload) = mpsc::channel(RELOADS);
         let (first, second) = (CancellationToken::new(), CancellationToken::new());
@@ -603,10 +632,28 @@ impl Heard {
         let listening = TaskTracker::new().spawn(async move {
             let ((first, second), _ended) = (for_task, ended);
             let mut heard: Option<Instant> = None;
+            let mut told = BTreeMap::<_, Instant>::new();
             loop {
+                let any_unused = poll_fn(|cx| {
+                    let mut names = unused.iter_mut();
+                    let heard =
+                        names.find_map(|(name, it)| it.poll_recv(cx).is_ready().then_some(*name));
+                    heard.map_or(Poll::Pending, Poll::Ready)
+                });
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
+                    _ = quit.recv() => {}
+                    name = any_unused => {
+                        if told.get(name).is_none_or(|at| at.elapsed() >= UNUSED_AGAIN) {
+                            told.insert(name, Instant::now());
+                            tracing::warn!(
+                                signal = name,
+                                "the relay ignores this signal: it has no meaning for it"
+                            );
+                        }
+                        continue;
+                    }
                     _ = hangup.recv() => {
                         asked.try_send(()).ok();
                         continue;

@@ -41,10 +41,33 @@ fn told_lost(relay: &Relay) -> (Vec<(String, u64)>, Option<u64>) {
     (lost, fields.iter().find(has_ended).and_then(|fields| fields["lost"].as_u64()))
 }
 
+/// Method: the signals whose default ends a process, and that have no meaning for a relay.
 #[test]
-fn both_signals_end_a_relay_in_order_and_one_that_is_sent_twice_at_once_is_one() {
+fn a_signal_without_a_meaning_is_logged_and_ends_no_relay() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(sink.address(), ""));
+    relay.wait_for_log("listening", PATIENCE);
+    let signals = [libc::SIGALRM, libc::SIGIO, libc::SIGPWR, libc::SIGPROF, libc::SIGSTKFLT];
+    let more = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGVTALRM, libc::SIGXCPU, libc::SIGXFSZ];
+    let all = [signals, more].concat();
+    let told = || relay.log_text().matches("ignores this signal").count();
+    for (index, signal) in all.iter().enumerate() {
+        relay.signal(*signal);
+        wait_until("a line of the log", PATIENCE, || told() == index + 1);
+    }
+    relay.signal(libc::SIGUSR1);
+    post_batch(&relay, 1, 10, 900);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(told(), all.len(), "once a minute");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn three_signals_end_a_relay_in_order_and_one_that_is_sent_twice_at_once_is_one() {
     // timeout(1) also sends the signal twice.
-    for (signal, times) in [(libc::SIGTERM, 1), (libc::SIGINT, 1), (libc::SIGTERM, 2)] {
+    let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
+    let signals = signals.into_iter().map(|signal| (signal, 1)).chain([(libc::SIGTERM, 2)]);
+    for (signal, times) in signals {
         let slowly = Duration::from_millis(500);
         let sink = HttpSink::start(move |_| Answer::status(200).after(slowly));
         let mut relay = Relay::start(&to_sink(sink.address(), ""));

@@ -2,6 +2,7 @@
 //! whatever the size of the backlog.
 
 use std::io::Read as _;
+use std::process::Command;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
@@ -243,4 +244,47 @@ fn memory_stays_bounded_with_a_backlog_of_many_times_the_cache() {
     assert!(most < 95, "{most} MiB while {} MiB were delivered", BACKLOG / MIB);
     relay.finish(Backlog::Empty);
     assert!(spool.usage().lengths < 2 * 64 * MIB + MIB, "{}", text(spool.path()));
+}
+
+/// Method: a limit for the size of files (`ulimit -f`), which the kernel reports by a signal that
+/// ends a process by default. Then the limit is lifted.
+#[test]
+fn a_limit_for_the_size_of_files_is_an_error_of_the_disk_and_ends_no_process() {
+    let spool = Spool::new();
+    let there = Arc::new(AtomicBool::new(false));
+    let is_there = Arc::clone(&there);
+    let sink = HttpSink::start(move |_| {
+        Answer::status(if is_there.load(Ordering::Relaxed) { 200 } else { 503 })
+    });
+    let config = format!("{}{}", to_sink(sink.address(), ""), queue(&spool, ""));
+    let relay = Relay::with(&config).launcher(&["prlimit", "--fsize=16384:unlimited"]).start();
+    let (mut sent, mut refused) = (Vec::new(), 0);
+    for seed in 0..20 {
+        let batch = generated_batch(seed, 20, 900);
+        match relay.post(&batch).status {
+            200 => sent.extend(events_of(&batch)),
+            503 => refused += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!(refused > 0, "the limit was reached");
+    let told =
+        relay.wait_for_log("the relay ignores this signal: it has no meaning for it", PATIENCE);
+    assert_eq!(told["signal"], "SIGXFSZ");
+    let pid = relay.pid().to_string();
+    let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
+    assert!(lifted.unwrap().success());
+    there.store(true, Ordering::Relaxed);
+    wait_until("batches are taken again", PATIENCE, || {
+        let batch = generated_batch(99, 20, 900);
+        let is_taken = relay.post(&batch).status == 200;
+        if is_taken {
+            sent.extend(events_of(&batch));
+        }
+        is_taken
+    });
+    relay.wait_until_delivered(PATIENCE);
+    assert_none_missing(&accepted_events(&sink), &sent);
+    assert_eq!(lost(&relay), 0.0);
+    relay.finish(Backlog::Empty);
 }
