@@ -22,8 +22,8 @@ use serde::Deserialize;
 use super::event_time::{request_time, stage_time};
 use super::http::HttpConnector;
 use super::http::api::{
-    Api, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, credentials_header,
-    token_in, write_events,
+    Api, Encoded, Outcome, Reply, RequestHead, Sent, TOO_LONG, TestRequest, body_for,
+    credentials_header, token_in, write_events,
 };
 use super::setup::{IntoConnector, Setup};
 use audit::time::rfc3339;
@@ -371,10 +371,9 @@ impl Api for Bulk {
             return reply.by_status;
         }
         if reply.is_too_long {
-            let what = "the response is too long to read";
             return Outcome::Refused(Failure::new(
                 AttemptError::Protocol,
-                format!("{}: {what}", reply.base),
+                format!("{}: {TOO_LONG}", reply.base),
             ));
         }
         if reply.body.is_some_and(|body| stores_all(body, sent.events)) {

@@ -186,6 +186,45 @@ fn a_200_that_can_not_be_read_about_one_event_costs_the_others_no_pause() {
     }
 }
 
+/// Method: the consumer stores the events, and its 200 is longer than what is read. The same
+/// request would get the same answer, so each event may arrive twice at first: with the others, and
+/// alone.
+#[test]
+fn a_200_that_is_too_long_to_read_is_asked_for_again_after_a_pause() {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "t").unwrap();
+    let splunk = format!(
+        "type = \"splunk_hec\"\nacknowledge = \"accepted\"\ntoken_file = {:?}\n",
+        token.path()
+    );
+    for (kind, bytes) in
+        [("type = \"otlp\"\n", 3 << 20), (&splunk, 100 << 10), ("type = \"loki\"\n", 100 << 10)]
+    {
+        let sink = HttpSink::start(move |_| {
+            let text = format!(r#"{{"text":"{}","code":0}}"#, "w".repeat(bytes));
+            Answer::status(200).header("Content-Type", "application/json").body(text)
+        });
+        let relay = Relay::start(&format!(
+            "{BASE}[[output]]\nname = \"consumer\"\nconcurrency = 1\n{kind}\
+             urls = [\"http://{}\"]\n{SHORT}",
+            sink.address()
+        ));
+        let sent = post_batch(&relay, 1, 20, 900);
+        let told = relay.wait_for_log("output down, events are kept", PATIENCE);
+        assert!(told["error"].as_str().unwrap().contains("too long to read"), "{told}");
+        std::thread::sleep(Duration::from_secs(2));
+        let bodies: Vec<_> = sink.requests().iter().map(|it| it.decoded()).collect();
+        for event in sent {
+            let event: Value = serde_json::from_slice(&event).unwrap();
+            let id = event["auditID"].as_str().unwrap().to_owned();
+            let copies =
+                bodies.iter().filter(|it| memchr::memmem::find(it, id.as_bytes()).is_some());
+            assert!((1..=2).contains(&copies.count()), "{kind}");
+        }
+        relay.finish(Backlog::Stable);
+    }
+}
+
 /// Posts 60 events, one of which is too long for the receiver, and then one event after the other
 /// until that one is set aside. All others must be there.
 fn others_arrive(relay: &Relay, have_arrived: impl Fn(&[Vec<u8>]) -> bool) {

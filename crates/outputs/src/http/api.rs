@@ -383,6 +383,12 @@ pub(crate) enum Outcome {
 const PAGE: &str = "this is a web page, not an acknowledgement: is there a proxy or a sign-in page \
                     at this URL?";
 
+pub(crate) const TOO_LONG: &str = "the response is too long to read";
+
+/// The pause before events are sent again that the consumer may have stored already. New events,
+/// which it may take, wait no longer than this.
+pub(super) const UNREAD_PAUSE: Duration = Duration::from_secs(30);
+
 /// A consumer's answer to a request.
 pub(crate) struct Reply<'a> {
     pub status: StatusCode,
@@ -413,16 +419,21 @@ pub(crate) fn reports_error(body: &[u8]) -> bool {
 }
 
 impl Reply<'_> {
-    /// Returns the failure of a request whose answer violates the protocol. Codes above 206 are a
-    /// server's own, such as 260 of a Loki that discards writes.
+    /// Returns the failure of a request whose answer violates the protocol, or is too long to read.
+    /// Codes above 206 are a server's own, such as 260 of a Loki that discards writes. After an
+    /// answer that is too long, the same request would get the same answer, so there is a pause.
     pub(crate) fn unclear(&self, what: &str) -> Outcome {
         let is_success = (200..=206).contains(&self.status.as_u16());
-        let is_answer = |body| !self.is_page() && !reports_error(body);
-        let may_be_stored = is_success && self.body.is_some_and(is_answer);
-        let what = self.instead(what);
+        let is_answer = match self.body {
+            Some(body) => !reports_error(body),
+            None => self.is_too_long,
+        };
+        let may_be_stored = is_success && is_answer && !self.is_page();
+        let what = if self.is_too_long { TOO_LONG } else { self.instead(what) };
         let message = format!("{}: answered {}: {what}", self.base, self.status);
+        let retry_after = (may_be_stored && self.is_too_long).then_some(UNREAD_PAUSE);
         let failure = Failure::new(AttemptError::Protocol, message);
-        Outcome::Failed(Failure { may_be_stored, ..failure })
+        Outcome::Failed(Failure { may_be_stored, retry_after, ..failure })
     }
 
     /// Returns the message about an answer that violates the protocol: `what`, or a message about a

@@ -10,7 +10,7 @@ use hyper::{HeaderMap, Request, header};
 use tokio::time::Instant;
 
 use super::answer;
-use super::api::{Call, Outcome, RequestHead, Sent};
+use super::api::{Call, Outcome, RequestHead, Sent, UNREAD_PAUSE};
 use super::body::{Pieces, Upload};
 use super::client::Client;
 use super::expanded::Expanded;
@@ -49,10 +49,6 @@ const AGAIN: &str = "the consumer no longer knows which events it accepted, or a
 /// The number of 2xx responses in a row that can't be read before each further one costs
 /// [`UNREAD_PAUSE`]. With a request of many events, each has arrived at most this often.
 const UNREAD_MAX: u32 = 3;
-
-/// The pause before events are sent again that the consumer may have stored already. New events,
-/// which it may take, wait no longer than this.
-const UNREAD_PAUSE: Duration = Duration::from_secs(30);
 
 const MAY_BE_STORED: &str = ": the consumer may have stored the events, so they are sent again \
     only every 30 s";
@@ -277,7 +273,8 @@ impl Client {
     fn note_unread(&self, outcome: &mut Outcome) {
         match outcome {
             Outcome::Failed(failure) if failure.may_be_stored => {
-                if self.unread.fetch_add(1, Ordering::Relaxed) + 1 >= UNREAD_MAX {
+                let unread = self.unread.fetch_add(1, Ordering::Relaxed) + 1;
+                if unread >= UNREAD_MAX || failure.retry_after.is_some() {
                     failure.retry_after = failure.retry_after.max(Some(UNREAD_PAUSE));
                     failure.message += MAY_BE_STORED;
                 }
@@ -412,6 +409,7 @@ impl Client {
         let headers = request.headers_mut();
         headers.insert(header::HOST, endpoint.authority.clone());
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(head.content_type));
         if let Some(encoding) = content_encoding(head.compression) {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
