@@ -85,11 +85,8 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
     }
 }
 
+/// Reads a file that may have any encoding. Bytes that are not UTF-8 become U+FFFD, which
+/// `haproxy::migrate` takes only in a comment.
 fn read(file: &Path) -> std::io::Result<String> {
-    String::from_utf8(read_input(file, FILE_BYTES_MAX)?).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
-            .split(|&byte| byte == b'\n')
-            .count();
-        std::io::Error::other(format!("line {line} is not UTF-8"))
-    })
+    Ok(String::from_utf8_lossy(&read_input(file, FILE_BYTES_MAX)?).into_owned())
 }

@@ -47,7 +47,7 @@ pub(super) fn read(text: &str, notes: &mut Notes) -> Vec<Section> {
         let why = if depth > 0 || line.word(0).starts_with('.') {
             "only HAProxy can evaluate the condition"
         } else if !is_read {
-            "it has a variable, an escape or a quote that cannot be carried over"
+            "it has a variable, an escape, a quote or a byte that cannot be carried over"
         } else if is_head && line.words.iter().skip(1).any(|word| word == "from") {
             "only a section without `from` can be carried over"
         } else if is_head {
@@ -68,8 +68,9 @@ pub(super) fn read(text: &str, notes: &mut Notes) -> Vec<Section> {
 }
 
 /// Splits a line into words. `None` if a quote is not closed, or if the line has an environment
-/// variable or a rare escape. `${` is refused because it begins a variable in the relay's config
-/// too, and that variable would have another value.
+/// variable, a rare escape or, before a comment, a byte that is not UTF-8 (U+FFFD). `${` is refused
+/// because it begins a variable in the relay's config too, and that variable would have another
+/// value.
 fn words(text: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -93,8 +94,8 @@ fn words(text: &str) -> Option<Vec<String>> {
         }
     }
     words.extend(word);
-    let is_plain = quote.is_none() && !words.iter().any(|word| word.contains("${"));
-    is_plain.then_some(words)
+    let is_odd = |word: &String| word.contains("${") || word.contains(char::REPLACEMENT_CHARACTER);
+    (quote.is_none() && !words.iter().any(is_odd)).then_some(words)
 }
 
 /// A proxy (a `frontend`, `backend` or `listen` section) or a ring, with all lines that apply to

@@ -225,13 +225,19 @@ fn standard_input_is_read_and_what_is_no_config_is_wrong_usage() {
     let sample = forwarder("  bind :3000", "  server s1 10.0.0.1:8080 check");
     let piped = said_to(sample.as_bytes(), &["migrate", "haproxy", "-"], directory.path());
     piped.assert(0, &["address = \"0.0.0.0:3000\""]);
-    std::fs::write(directory.path().join("latin1.cfg"), b"global\n  # caf\xe9\n").unwrap();
+    // A comment may have any encoding, as for HAProxy.
+    let comment = [b"# caf\xe9\n", sample.as_bytes()].concat();
+    std::fs::write(directory.path().join("latin1.cfg"), comment).unwrap();
+    let read = said(&["migrate", "haproxy", "latin1.cfg"], directory.path());
+    read.assert(0, &["address = \"0.0.0.0:3000\""]);
+    let directive = [sample.as_bytes(), b"  option caf\xe9 # caf\xe9\n"].concat();
+    std::fs::write(directory.path().join("latin1.cfg"), directive).unwrap();
+    let undecided = said(&["migrate", "haproxy", "latin1.cfg"], directory.path());
+    undecided.assert(3, &["option caf\u{fffd} # caf\u{fffd}: it has"]);
     std::fs::write(directory.path().join("empty.cfg"), "").unwrap();
-    for (file, what) in [
-        ("empty.cfg", "nothing is written"),
-        ("latin1.cfg", "line 2 is not UTF-8"),
-        ("none.cfg", "cannot read it: No such file"),
-    ] {
+    for (file, what) in
+        [("empty.cfg", "nothing is written"), ("none.cfg", "cannot read it: No such file")]
+    {
         let refused = said(&["migrate", "haproxy", file], directory.path());
         refused.assert_refused(what).assert_refused(file);
     }
