@@ -2,6 +2,7 @@
 //! index, the address or TLS. It sends no event.
 
 use std::io::{Read as _, Write as _};
+use std::sync::atomic::AtomicUsize;
 
 use crate::support::prelude::*;
 
@@ -191,14 +192,20 @@ fn a_consumer_that_would_not_take_events_is_told_in_words() {
     let directory = directory();
     for Case { kind, keys, requests, answers } in CASES {
         for (told, words) in *answers {
-            let answers = told.iter().map(|(status, media_type, body)| {
-                let answer = Answer::status(*status).body(*body);
-                match *media_type {
+            // What is refused is asked again without compression, and gets the same answer.
+            let packed = AtomicUsize::new(0);
+            let sink = HttpSink::start(move |request| {
+                let (status, media_type, body) =
+                    told[request.number - packed.load(Ordering::Relaxed)];
+                if request.header("content-encoding").is_some() && [400, 422].contains(&status) {
+                    packed.fetch_add(1, Ordering::Relaxed);
+                }
+                let answer = Answer::status(status).body(body);
+                match media_type {
                     "" => answer,
                     media_type => answer.header("Content-Type", media_type),
                 }
             });
-            let sink = HttpSink::script(answers.collect::<Vec<_>>());
             let url = format!("http://{}/base", sink.address());
             let (code, said) = check(directory.path(), kind, &url, keys);
             assert_eq!(code, Some(if words.is_some() { 1 } else { 0 }), "{kind}, {told:?}: {said}");
@@ -207,12 +214,46 @@ fn a_consumer_that_would_not_take_events_is_told_in_words() {
             let base = format!("http://{}", sink.address());
             assert_eq!(line.matches(&base).count(), 1, "the address once: {line}");
             assert!(!said.contains("s3cr3t") && !said.contains("/base"), "{said}");
-            let asked = sink.requests();
-            let asked: Vec<_> = asked
-                .iter()
-                .map(|it| (&*it.method, &*it.target, std::str::from_utf8(&it.body).unwrap()))
+            let asked = sink.requests().into_iter();
+            let mut asked: Vec<_> = asked
+                .map(|it| {
+                    let body = String::from_utf8(it.decoded()).unwrap();
+                    (it.method, it.target, body)
+                })
                 .collect();
+            asked.dedup();
+            let asked: Vec<_> = asked.iter().map(|(a, b, c)| (&**a, &**b, &**c)).collect();
             assert_eq!(asked, requests[..told.len()], "{kind}, {told:?}");
+        }
+    }
+}
+
+/// Method: consumers that can't decompress a body, and refuse it with each status of such ones.
+#[test]
+fn a_consumer_that_can_not_read_the_compression_is_told() {
+    let (directory, token) =
+        (directory(), "token_file = \"DIR/token\"\nacknowledge = \"accepted\"\n");
+    for (kind, keys) in [("otlp", ""), ("loki", ""), ("splunk_hec", token), ("http", "")] {
+        for status in [400, 415, 422] {
+            for compression in ["gzip", "none"] {
+                let sink = HttpSink::start(move |request| {
+                    let is_packed = request.header("content-encoding").is_some();
+                    let text = r#"{"text":"Success","code":0}"#;
+                    let answer = Answer::status(if is_packed { status } else { 200 });
+                    answer.header("Content-Type", "application/json").body(match kind {
+                        "splunk_hec" => text,
+                        _ => "{}",
+                    })
+                });
+                let keys = format!("{keys}compression = \"{compression}\"\n");
+                let url = format!("http://{}", sink.address());
+                let (code, said) = check(directory.path(), kind, &url, &keys);
+                let words = "to a body with Content-Encoding: gzip, and 200 OK without: set comp";
+                let is_told = compression == "gzip";
+                assert_eq!(said.contains(words), is_told, "{kind}, {status}: {said}");
+                assert_eq!(said.contains(": ok"), !is_told, "{kind}, {status}: {said}");
+                assert_eq!(code, Some(i32::from(is_told)), "{kind}, {status}: {said}");
+            }
         }
     }
 }

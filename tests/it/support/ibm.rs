@@ -302,7 +302,12 @@ fn assert_headers(request: &Request, wanted: &[(&str, &str)]) {
     assert!(agent.starts_with("kube-audit-forwarder/"), "{agent}");
     let host = request.header("host").expect("a host");
     assert!(host.starts_with("localhost:"), "{host}");
-    let always = [("content-length", length.as_str()), ("host", host), ("user-agent", agent)];
+    let always = [
+        ("accept-encoding", "identity"),
+        ("content-length", length.as_str()),
+        ("host", host),
+        ("user-agent", agent),
+    ];
     let mut wanted: Vec<_> = wanted.iter().copied().chain(always).collect();
     wanted.sort_unstable();
     let headers = request.head.headers.iter();

@@ -15,7 +15,7 @@ use super::body::{Pieces, Upload};
 use super::client::Client;
 use super::expanded::Expanded;
 use super::pool::{Lane, PooledConnection, exchange};
-use super::request::{compressed, content_encoding};
+use super::request::{cannot_read, compressed, content_encoding};
 use super::url::{BaseUrl, HttpEndpoint};
 use super::wire::Progress;
 use client::ask::{USER_AGENT, chain};
@@ -52,6 +52,9 @@ const UNREAD_MAX: u32 = 3;
 
 const MAY_BE_STORED: &str = ": the consumer may have stored the events, so they are sent again \
     only every 30 s";
+
+/// The end of the message about an answer that may be about the compression of the body.
+const COMPRESSION: &str = "; if each request gets this answer, try compression = \"none\"";
 
 /// The end of the message about an answer that hyper can't parse.
 const NOT_HTTP: &str =
@@ -363,8 +366,15 @@ impl Client {
             }
             connection.busy = false;
             let deadline = since + attempt.patience();
+            let may_be_compression =
+                content_encoding(head.compression).is_some() && cannot_read(response.status());
             let judged = answer::judge(&*self.api, asked, response, sent, deadline);
-            let (outcome, is_whole) = judged.await;
+            let (mut outcome, is_whole) = judged.await;
+            if let Outcome::Refused(failure) | Outcome::Failed(failure) = &mut outcome
+                && may_be_compression
+            {
+                failure.message += COMPRESSION;
+            }
             let is_needed = matches!(outcome, Outcome::Taken(_)) || !connection.is_free();
             let may_stay = is_needed || !connection.is_over(&self.endpoints);
             *pooled = Some(connection).filter(|_| is_whole && may_stay);

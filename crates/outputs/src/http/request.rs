@@ -133,6 +133,12 @@ pub(super) fn content_encoding(compression: Compression) -> Option<&'static str>
     }
 }
 
+/// Returns `true` for a status by which a consumer answers to a body that it can't decompress.
+pub(super) fn cannot_read(status: StatusCode) -> bool {
+    [StatusCode::BAD_REQUEST, StatusCode::UNSUPPORTED_MEDIA_TYPE, StatusCode::UNPROCESSABLE_ENTITY]
+        .contains(&status)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -118,6 +118,7 @@ impl Service {
             .header(header::HOST, endpoint.authority.clone())
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::ACCEPT, accept)
+            .header(header::ACCEPT_ENCODING, "identity")
             .header(header::CONTENT_TYPE, FORM)
             .body(Full::new(Bytes::from(form)))
             .map_err(|error| wrong(format!("{base}: {error}")))?;

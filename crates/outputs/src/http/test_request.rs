@@ -4,16 +4,17 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::answer;
 use super::answer::Answer;
-use super::api::{Outcome, TestRequest};
+use super::api::{Outcome, RequestHead, TestRequest};
 use super::body::Pieces;
 use super::client::Client;
 use super::expanded::Expanded;
 use super::pool::exchange;
+use super::request::{cannot_read, compressed, content_encoding};
 use super::url::HttpEndpoint;
 use crate::transport::tls_session::handshake;
 use client::ask::chain;
@@ -85,7 +86,15 @@ impl Client {
             true => "/".to_owned(),
             false => test.head.path.clone(),
         };
-        let answer = self.ask_alone(test, address, expanded, endpoint, ANSWER_BYTES_MAX).await?;
+        let to = (address, expanded, endpoint);
+        let is_of_delivery = test.head.method == Method::POST && test.head.path == self.api.path();
+        let answer = match content_encoding(self.config.compression) {
+            Some(coding) if is_of_delivery => self.ask_compressed(test, coding, to).await?,
+            Some(_) | None => {
+                let body = Pieces::of(vec![Bytes::from_static(test.body)]);
+                self.ask_alone(test.head, body, to, ANSWER_BYTES_MAX).await?
+            }
+        };
         let reply = answer.reply(&endpoint.base, &path);
         if self.api.may_refuse_tests(&reply) {
             let status = reply.status;
@@ -106,21 +115,47 @@ impl Client {
         })
     }
 
+    /// Sends a request without events, compressed as those with events are. If it is refused, sends
+    /// it without compression, too: another status then shows that the consumer can't read it.
+    async fn ask_compressed(
+        &self,
+        TestRequest { head, body }: TestRequest,
+        coding: &str,
+        to: (&ResolvedAddress, &Expanded, &HttpEndpoint),
+    ) -> Result<Answer, Failure> {
+        let (plain, compression) =
+            (Pieces::of(vec![Bytes::from_static(body)]), self.config.compression);
+        let packed = compressed(plain.clone(), compression).await?;
+        let packed_head = RequestHead { compression, ..head.clone() };
+        let answer = self.ask_alone(packed_head, packed, to, ANSWER_BYTES_MAX).await?;
+        if !cannot_read(answer.status) {
+            return Ok(answer);
+        }
+        let plain = self.ask_alone(head, plain, to, ANSWER_BYTES_MAX).await?;
+        if plain.status == answer.status {
+            return Ok(answer);
+        }
+        let what = format!(
+            "{}: answered {} to a body with Content-Encoding: {coding}, and {} without: set \
+             compression = \"none\"",
+            to.2.base, answer.status, plain.status
+        );
+        Err(Failure::new(AttemptError::Status4xx, what))
+    }
+
     /// Sends a request without events to an address, on a connection of its own. [`Answer::body`]
     /// is `None` if the body has more than `bytes_max` bytes.
     pub(super) async fn ask_alone(
         &self,
-        TestRequest { head, body }: TestRequest,
-        address: &ResolvedAddress,
-        expanded: &Expanded,
-        endpoint: &HttpEndpoint,
+        head: RequestHead,
+        body: Pieces,
+        (address, expanded, endpoint): (&ResolvedAddress, &Expanded, &HttpEndpoint),
         bytes_max: usize,
     ) -> Result<Answer, Failure> {
         let base = &endpoint.base;
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
         let deadline = Instant::now() + self.timeouts.connect + self.timeouts.request;
         let mut connection = self.dial(base, address.clone(), expanded.proxy.as_ref()).await?;
-        let body = Pieces::of(vec![Bytes::from_static(body)]);
         let request = self.request(&mut connection, endpoint, &head, &expanded.headers, body)?;
         let answer = async {
             let response = exchange(&mut connection.sender, request).await;
@@ -176,7 +211,10 @@ impl Client {
     async fn answer_to(&self, excuse: TestRequest, address: &ResolvedAddress) -> Option<Vec<u8>> {
         let expanded = self.expanded.load_full()?;
         let endpoint = expanded.endpoints.get(address.endpoint)?;
-        let answer = self.ask_alone(excuse, address, &expanded, endpoint, EXCUSE_BYTES_MAX).await;
+        let TestRequest { head, body } = excuse;
+        let (body, to) =
+            (Pieces::of(vec![Bytes::from_static(body)]), (address, &*expanded, endpoint));
+        let answer = self.ask_alone(head, body, to, EXCUSE_BYTES_MAX).await;
         answer.ok().filter(|answer| answer.status == StatusCode::OK)?.body
     }
 }
